@@ -1,0 +1,1 @@
+"""Words that every part shares: amounts, the codec, leases, errors, events, status, configuration."""

@@ -1,0 +1,151 @@
+"""The error tree. Every error says what happened, carries typed fields, and ends with what to do next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class DepinError(Exception):
+    """Base of all errors of depin_nb: a message, a hint (the next step) and typed fields; survives pickling."""
+
+    default_hint = ""
+
+    def __init__(self, message: str, *, hint: str = "", **fields: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint or self.default_hint
+        self.fields = fields
+
+    def __getattr__(self, name: str) -> Any:
+        fields = self.__dict__.get("fields", {})
+        if name in fields:
+            return fields[name]
+        raise AttributeError(name)
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  -> {self.hint}" if self.hint else self.message
+
+    def __reduce__(self) -> Any:
+        return _rebuild, (type(self), self.message, self.hint, self.fields)
+
+
+def _rebuild(kind: type[DepinError], message: str, hint: str, fields: dict[str, Any]) -> DepinError:
+    return kind(message, hint=hint, **fields)
+
+
+class UsageError(DepinError):
+    """A magic, command or argument was not understood."""
+
+    default_hint = "`%depin` alone prints a short help."
+
+
+class ConfigError(DepinError):
+    """A setting has a value that can't be used."""
+
+
+# --- the loop -------------------------------------------------------------------------------------
+
+
+class LoopError(DepinError):
+    """Base of what can go wrong between a cell and its leases."""
+
+
+class RefusedLoop(LoopError):
+    """A loop can't be leased; the user's objects are untouched. Fields: line (int), source (str), reason (str)."""
+
+    default_hint = "Run the cell without %%depin, or write the inner loop as `for x, y in loader:` with backward() and step() in it."
+
+
+class ShipError(LoopError):
+    """A name that the worker half reads can't be sent. Fields: name (str), kind (str)."""
+
+
+class ReplayError(LoopError):
+    """The notebook half and a worker's log disagree: an error of depin_nb's, never the user's. Fields: line, detail."""
+
+    default_hint = "The loop was not applied. Please report the cell; `%%depin train --strategy sync` on one worker may still run it."
+
+
+class RemoteError(LoopError):
+    """A worker raised an exception whose type the notebook doesn't know. Fields: type_name (str)."""
+
+
+# --- hub and workers --------------------------------------------------------------------------------
+
+
+class HubError(DepinError):
+    """Base of what can go wrong with the hub."""
+
+
+class NoHub(HubError):
+    """No hub is running where one was expected."""
+
+    default_hint = "`%depin up local` or `%depin up depin` starts one."
+
+
+class HubDied(HubError):
+    """The hub stopped answering in the middle of something."""
+
+    default_hint = "`%depin up` starts it again from its journal; nothing that was merged is lost."
+
+
+class NoWorkers(HubError):
+    """No worker is there to take a lease."""
+
+    default_hint = "`%depin scale 2` starts two workers."
+
+
+class NoSuchRun(HubError):
+    """A run id isn't in the journal. Fields: run_id."""
+
+    default_hint = "`%depin runs` lists the runs."
+
+
+class JournalError(HubError):
+    """The journal can't be read or written. Fields: path."""
+
+
+class WorkerError(HubError):
+    """A worker could not be started or stopped. Fields: worker."""
+
+
+# --- bytes ------------------------------------------------------------------------------------------
+
+
+class CodecError(DepinError):
+    """Bytes that don't follow the codec, or a value that it can't carry."""
+
+
+# --- money ------------------------------------------------------------------------------------------
+
+
+class MoneyError(DepinError):
+    """Base of what can go wrong with prices, budgets and payments."""
+
+
+class AmountError(MoneyError):
+    """Amounts of different currencies were mixed, or text isn't an amount."""
+
+    default_hint = "Write amounts like $0.10 or 25 DPN."
+
+
+class BudgetExhausted(MoneyError):
+    """The next lease would overspend the budget: the run was checkpointed and stopped. Fields: run_id, spent, budget."""
+
+    default_hint = "The model holds the last merge. Raise it with --budget and run the cell again to go on."
+
+
+class ChainError(MoneyError):
+    """The chain refused or did not confirm a transaction. Fields: signature, logs."""
+
+
+class SettlementError(MoneyError):
+    """A run could not be settled; it is tried again at the next start. Fields: run_id."""
+
+
+class VerificationError(MoneyError):
+    """What the chain says and what the receipts say differ. Fields: run_id, problems."""
+
+
+class WalletError(MoneyError):
+    """A wallet or key can't be used. Never contains key material."""

@@ -119,7 +119,8 @@ def decode(data: bytes | bytearray | memoryview, *, max_bytes: int | None = None
             raise CodecError("the header is malformed")
         if not all(type(n) is int and n >= 0 for n in lengths) or sum(lengths) != view.nbytes - 8 - header_bytes:
             raise CodecError("the buffers don't add up to the message")
-        return _unpack(header["v"], _split(view[8 + header_bytes :], lengths), 0)
+        buffers: list[memoryview | None] = list(_split(view[8 + header_bytes :], lengths))
+        return _unpack(header["v"], buffers, 0)
     except CodecError:
         raise
     except (ValueError, TypeError, KeyError, IndexError, struct.error, msgpack.UnpackException, OverflowError, RecursionError) as error:
@@ -138,7 +139,7 @@ def _split(view: memoryview, lengths: Iterable[int]) -> list[memoryview]:
     return parts
 
 
-def _unpack(value: Any, buffers: list[memoryview], depth: int) -> Any:
+def _unpack(value: Any, buffers: list[memoryview | None], depth: int) -> Any:
     if depth > MAX_DEPTH:
         raise CodecError(f"a value nests deeper than {MAX_DEPTH}")
     if isinstance(value, list):
@@ -176,11 +177,20 @@ def _shape(shape: Any) -> list[int]:
     return shape
 
 
-def _tensor(index: int, dtype_index: int, shape: Any, *, buffers: list[memoryview]) -> torch.Tensor:
+def _taken(buffers: list[memoryview | None], index: int) -> memoryview:
+    """A buffer, once: a message that names one buffer many times would decode to more memory than it has bytes."""
+    buffer = buffers[index] if type(index) is int and index >= 0 else None
+    if buffer is None:
+        raise CodecError("a buffer is named twice or not there")
+    buffers[index] = None
+    return buffer
+
+
+def _tensor(index: int, dtype_index: int, shape: Any, *, buffers: list[memoryview | None]) -> torch.Tensor:
     import torch
 
     dtype = getattr(torch, TORCH_DTYPES[dtype_index])
-    buffer = buffers[index]
+    buffer = _taken(buffers, index)
     if prod(_shape(shape)) * dtype.itemsize != buffer.nbytes:
         raise CodecError("a tensor's shape and its bytes differ")
     if not buffer.nbytes:
@@ -188,13 +198,13 @@ def _tensor(index: int, dtype_index: int, shape: Any, *, buffers: list[memoryvie
     return torch.frombuffer(bytearray(buffer), dtype=torch.uint8).view(dtype).reshape(shape)
 
 
-def _array(index: int, dtype_text: str, shape: Any, scalar: bool, *, buffers: list[memoryview]) -> Any:
+def _array(index: int, dtype_text: str, shape: Any, scalar: bool, *, buffers: list[memoryview | None]) -> Any:
     import numpy as np
 
     if type(dtype_text) is not str or len(dtype_text) > 4 or dtype_text.lstrip("<>=|")[:1] not in NUMPY_KINDS:
         raise CodecError("an array's dtype is malformed")
-    dtype = np.dtype(dtype_text)
-    if prod(_shape(shape)) * dtype.itemsize != buffers[index].nbytes:
+    dtype, buffer = np.dtype(dtype_text), _taken(buffers, index)
+    if prod(_shape(shape)) * dtype.itemsize != buffer.nbytes:
         raise CodecError("an array's shape and its bytes differ")
-    array = np.frombuffer(bytearray(buffers[index]), dtype=dtype).reshape(shape)
+    array = np.frombuffer(bytearray(buffer), dtype=dtype).reshape(shape)
     return array[()] if scalar else array

@@ -1,0 +1,394 @@
+"""One leased loop from entry to exit: draw, ship, probe, lease, replay, and load the merged weights into the user's own objects."""
+
+from __future__ import annotations
+
+import ast
+import random
+import sys
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from ..core.codec import decode
+from ..core.errors import DepinError, ReplayError
+from ..core.lease import EntrySpec, StrategyConfig, Unit
+from ..core.state import CARRIED, State
+from .analyse import Facts, analyse
+from .callees import Callees
+from .capture import Shipment, ship
+from .find import Site, functions_of, parse_function
+from .objects import write_rng
+from .probe import Probe, probe
+from .replay import Replayer
+from .rewrite import ENTRY, ITEM, LOOPS
+from .source import Remote, Source, holds_remote, pack
+from .source import wrap as wrap_source
+from .split import RUNTIME
+from .values import is_device_type, owner_module, within
+
+
+@dataclass(frozen=True)
+class Part:
+    """A merged lease as the kernel gets it: its first iteration, logs in order, names left behind, how the body left the loop."""
+
+    first: int
+    logs: tuple[bytes, ...]
+    left: bytes = b""
+    exit: str = ""
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the hub answers: parts in loop order, how many more units it wants now, and the run's state (docs/protocol.md)."""
+
+    parts: tuple[Part, ...] = ()
+    want: int = 0
+    state: str = "running"
+    error: DepinError | None = None
+
+
+@dataclass(frozen=True)
+class Entering:
+    """What is known when a loop is entered, for choosing a strategy, for the plan and for the estimate."""
+
+    site: Site
+    facts: Facts
+    source_note: str
+    total: int | None
+    solo_reason: str | None
+    samples: int
+
+
+class Hub(Protocol):
+    """What leasing needs of the hub; the session implements it over Dask."""
+
+    def choose(self, entering: Entering) -> StrategyConfig: ...
+    def planned(self, entering: Entering, strategy: StrategyConfig, shipment: Shipment, probe: Probe, state: State) -> None:
+        """Told once per site, before anything is spent; may raise to stop here (a dry run does)."""
+        ...
+
+    def open(self, shipment: Shipment, spec: EntrySpec, state: State) -> int:
+        """Starts an entry; returns how many units are wanted at first."""
+        ...
+
+    def feed(self, units: list[Unit], *, closed: bool) -> int: ...
+    def results(self) -> Results:
+        """Waits a moment for merged leases; returns at once when there are some."""
+        ...
+
+    def newest(self) -> State: ...
+    def close(self, reason: str) -> State:
+        """Ends the entry (`done`, `exit`, `interrupt`, `error`); returns the state of the last merge."""
+        ...
+
+
+@dataclass
+class Loops:
+    """All leased loops of one cell: what `__depin_loops__` is in the rewritten code."""
+
+    sites: list[Site]
+    hub: Hub
+    namespace: dict[str, Any]
+    callees: Callees = field(default_factory=Callees)
+    zeroes_elsewhere: bool = False
+    _probes: dict[int, Probe] = field(default_factory=dict)
+    _entries: int = 0
+
+    wrap = staticmethod(wrap_source)
+
+    def enter(self, number: int, iterable: Any) -> Entry:
+        frame = sys._getframe(1)
+        self._entries += 1
+        return Entry(self, number, iterable, frame)
+
+    def release(self) -> None:
+        """Takes everything of ours out of the user's namespaces."""
+        self.callees.release()
+        for name in [n for n in self.namespace if n.startswith("__depin_")]:
+            del self.namespace[name]
+
+
+class Entry:
+    """One entry of one leased loop; the context manager and the iterable of the rewritten `for`."""
+
+    def __init__(self, loops: Loops, number: int, iterable: Any, frame: types.FrameType) -> None:
+        self.loops, self.number, self.site = loops, number, loops.sites[number]
+        self.frame = frame
+        self.source = Source(iterable)
+        self.replayer = Replayer(loops.callees, loops.namespace)
+        self.drawn: dict[int, tuple[Any, int]] = {}  # units handed out and not yet replayed
+        self.first = self.given = 0  # first iteration of this entry at the hub; how many have been drawn
+        self.replayed = 0
+        self.opened = False
+        self._left: dict[str, Any] = {}
+        self._carried: dict[str, Any] = {}
+        self._exit = ""
+        self._raising: bytes | None = None
+        self.shipment: Shipment | None = None
+
+    # --- the frame ------------------------------------------------------------------------------------
+
+    @property
+    def in_cell(self) -> bool:
+        return self.frame.f_locals is self.frame.f_globals
+
+    def resolve(self, name: str) -> Any:
+        """A name as the loop's frame sees it now."""
+        if name in self._carried:
+            return self._carried[name]
+        for space in (self.frame.f_locals, self.frame.f_globals):
+            if name in space:
+                return space[name]
+        raise KeyError(name)
+
+    def __enter__(self) -> Entry:
+        if self.source.peek() is None:
+            return self
+        self.source.watch_draw()
+        self.frame.f_globals[RUNTIME] = self.replayer
+        self._open()
+        return self
+
+    def has(self, name: str, names: dict[str, Any]) -> bool:
+        """Whether a worker's value replaces what the notebook half has under `name`."""
+        return name in self._left and holds_remote(names.get(name))
+
+    def left(self, name: str) -> Any:
+        return self._left[name]
+
+    # --- opening ----------------------------------------------------------------------------------------
+
+    def _facts(self) -> Facts:
+        unit = self.source.peek()
+        assert unit is not None or self.drawn
+        data = unit[0] if unit is not None else next(iter(self.drawn.values()))[0]
+        shown = self.source.opener.shown(data, 0)
+        plain = _plain_targets(self.site.loop.target, shown)
+        return analyse(self.site.loop, self.resolve, plain_target=plain, zeroes_elsewhere=self.loops.zeroes_elsewhere)
+
+    def _open(self) -> None:
+        """Ships the loop as it stands now and opens an entry at the hub; also after a solo worker was lost."""
+        facts = self._facts()
+        loops, source = self.loops, self.source
+        total = source.length
+        solo_reason = facts.solo[0] if facts.solo else None
+        samples = (source.peek() or next(iter(self.drawn.values()), (None, 1)))[1]
+        entering = Entering(self.site, facts, source.note, total, solo_reason, samples)
+        strategy = loops.hub.choose(entering)
+        self.shipment = shipment = self._ship(facts, strategy)
+        env = {name: self._carried[name] for name in self._carried}
+        state = shipment.roots.read({**self.frame.f_locals, **env}, rng=strategy.solo)
+        seed = int.from_bytes(np.random.SeedSequence([torch.initial_seed() % 2**63, loops._entries]).generate_state(2).tobytes(), "little") >> 1
+        if self.number not in loops._probes:
+            made = self._probe(shipment, state, strategy, seed)
+            loops._probes[self.number] = made
+            loops.hub.planned(entering, strategy, shipment, made, state)
+            if made.failed is not None:
+                self._raising = made.failed
+                return
+        measured = loops._probes[self.number]
+        spec = EntrySpec(
+            program="",
+            blobs=tuple(shipment.blobs),
+            strategy=strategy,
+            total=total,
+            seed=seed,
+            flops_per_iteration=measured.flops,
+            seconds_per_iteration=measured.seconds,
+            memory_bytes=measured.memory_bytes,
+            samples_per_iteration=samples,
+            first=self.first,
+        )
+        want = loops.hub.open(shipment, spec, state)
+        self.opened = True
+        pending = [self._unit(index) for index in sorted(self.drawn) if index >= self.first]
+        if pending:
+            want = loops.hub.feed(pending, closed=False)
+        self._feed(max(1, want))
+
+    def _ship(self, facts: Facts, strategy: StrategyConfig) -> Shipment:
+        names: dict[str, Any] = {}
+        for name in facts.reads | facts.stored:
+            try:
+                value = self.resolve(name)
+            except KeyError:
+                continue
+            if not isinstance(value, (Remote, Loops)) and name not in (RUNTIME, LOOPS, ENTRY, ITEM):
+                names[name] = value
+        _add_callees(self.loops.callees, names, self.site)
+        shipment = ship(
+            names=names,
+            space=self.frame.f_globals,
+            opener=self.source.opener,
+            callees=self.loops.callees,
+            loop=self.site.loop,
+            filename=self.site.filename,
+            solo=strategy.solo,
+            first=self.first,
+            carried=tuple(sorted(facts.carried)),
+            grads=facts.grads,
+            facts={
+                "stored": sorted(facts.stored - facts.accumulators),
+                "conditional": sorted(facts.conditional - facts.accumulators),
+                "accumulators": sorted(facts.accumulators),
+                "stepped": sorted(facts.stepped & set(names)),
+                "counters": {k: (names[k], step) for k, (_, step) in facts.counters.items() if k in names},
+            },
+            shared=self.in_cell,
+        )
+        self.replayer.accumulators = frozenset(facts.accumulators)
+        self.replayer.ghosts = {id(value): value for value in shipment.ghosts.values()}
+        return shipment
+
+    def _probe(self, shipment: Shipment, state: State, strategy: StrategyConfig, seed: int) -> Probe:
+        unit = self.source.peek()
+        assert unit is not None
+        generators = torch.get_rng_state(), random.getstate(), np.random.get_state()
+        try:
+            return probe(shipment, state, Unit(self.first, pack(unit[0]), unit[1]), strategy, seed, self.loops.namespace)
+        finally:
+            torch.set_rng_state(generators[0])
+            random.setstate(generators[1])
+            np.random.set_state(generators[2])
+
+    # --- feeding and replaying ------------------------------------------------------------------------------
+
+    def _unit(self, index: int) -> Unit:
+        data, samples = self.drawn[index]
+        return Unit(index, pack(data), samples)
+
+    def _feed(self, want: int) -> None:
+        while want > 0 and not self.source.ended:
+            units = []
+            for data, samples in self.source.take(want):
+                self.drawn[self.given] = (data, samples)
+                units.append(self._unit(self.given))
+                self.given += 1
+            want = self.loops.hub.feed(units, closed=self._closed())
+        if self._closed() and not self._told:
+            self._told = True
+            self.loops.hub.feed([], closed=True)
+
+    _told = False
+
+    def _closed(self) -> bool:
+        self.source.peek()
+        return self.source.ended
+
+    def __iter__(self) -> Iterator[Any]:
+        bar = self.source.bar
+        if bar is None:
+            return self._items()
+        bar.iterable = self._items()
+        return iter(bar)
+
+    def _items(self) -> Iterator[Any]:
+        if self._raising is not None:
+            data, _ = self.source.take(1)[0]
+            yield from self._replay(0, self._raising, data)
+            raise ReplayError("the probe failed in a way that the notebook half did not repeat", detail="probe")
+        while self.opened and not self._finished():
+            results = self.loops.hub.results()
+            for part in results.parts:
+                yield from self._part(part)
+            if results.error is not None:
+                raise results.error
+            if results.state == "solo-lost":
+                self._go_on()
+            else:
+                self._feed(results.want)
+
+    def _finished(self) -> bool:
+        return self._closed() and self.replayed >= self.given or bool(self._exit)
+
+    def _part(self, part: Part) -> Iterator[Any]:
+        if part.first != self.replayed:
+            raise ReplayError(f"iteration {self.replayed} is missing", detail=f"got {part.first}")
+        self._take_left(part.left)
+        self._exit = part.exit
+        for log in part.logs:
+            data, _ = self.drawn.pop(self.replayed)
+            index, self.replayed = self.replayed, self.replayed + 1
+            yield from self._replay(index, log, data)
+        if part.exit:
+            raise ReplayError(f"a worker left the loop by {part.exit}, the notebook did not", detail=part.exit)
+
+    def _replay(self, index: int, log: bytes, data: Any) -> Iterator[Any]:
+        self.replayer.begin(log)
+        yield self.source.opener.shown(data, index)
+        self.replayer.finish()
+
+    def _take_left(self, left: bytes) -> None:
+        values = decode(left) if left else {}
+        if type(values) is not dict or not all(type(name) is str for name in values):
+            raise ReplayError("the names left behind are malformed", detail="left")
+        self._left.update({name: value for name, value in values.items() if name in self._stored_names()})
+
+    def _stored_names(self) -> set[str]:
+        return {n.id for n in ast.walk(self.site.loop) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+
+    def _go_on(self) -> None:
+        """The one worker of a solo entry is gone: the notebook's bookkeeping is exact, so the loop is shipped again from here."""
+        state = self.loops.hub.newest()
+        self._load(state)
+        self._carried = {
+            slot.removeprefix("names/"): tensor
+            for slot, tensor in state.tensors.items()
+            if state.kinds[slot] == CARRIED and slot.startswith("names/")
+        }
+        self.first, self._told = self.replayed, False
+        self._open()
+
+    # --- leaving ----------------------------------------------------------------------------------------------
+
+    def _load(self, state: State) -> None:
+        assert self.shipment is not None
+        self.shipment.roots.write(state, {}, rng=False)
+        write_rng(state)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        space = self.frame.f_globals
+        try:
+            if self.opened:
+                reason = "interrupt" if isinstance(error, KeyboardInterrupt) else "done" if self._finished() and error is None else "exit"
+                if error is not None and not isinstance(error, KeyboardInterrupt):
+                    reason = "error"
+                self._load(self.loops.hub.close(reason))
+        finally:
+            if space.get(RUNTIME) is self.replayer:
+                del space[RUNTIME]
+        if self.in_cell:
+            for name, value in self._left.items():
+                if holds_remote(space.get(name)):
+                    space[name] = value
+
+
+def _plain_targets(target: Any, shown: Any) -> set[str]:
+    """Names of the loop's target that hold plain values, seen from one item."""
+    if isinstance(target, ast.Name):
+        return set() if isinstance(shown, Remote) or isinstance(shown, tuple) and any(isinstance(s, Remote) for s in shown) else {target.id}
+    if isinstance(target, (ast.Tuple, ast.List)) and isinstance(shown, (tuple, list)) and len(shown) == len(target.elts):
+        return set().union(*(_plain_targets(t, s) for t, s in zip(target.elts, shown, strict=True)))
+    return set()
+
+
+def _add_callees(callees: Callees, names: dict[str, Any], site: Site) -> None:
+    """Takes up every function of the user's that the body can reach: by name, through other functions, as methods of plain objects."""
+    queue = [v for v in names.values()]
+    seen: set[int] = set()
+    while queue:
+        value = queue.pop()
+        if id(value) in seen or is_device_type(type(value)) or isinstance(value, type) and is_device_type(value):
+            continue
+        seen.add(id(value))
+        if isinstance(value, types.FunctionType) and within(owner_module(value), ("torch",)):
+            continue
+        for function in functions_of(value):
+            if parse_function(function) is not None and callees.add(function):
+                queue += [function.__globals__[n] for n in function.__code__.co_names if n in function.__globals__]
+
+

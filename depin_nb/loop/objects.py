@@ -1,0 +1,190 @@
+"""Between a program's objects and a `State`: which tensors and plain values training changes, by slot, read and written in place."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ..core.codec import can_encode
+from ..core.errors import ReplayError
+from ..core.state import BUFFER, CARRIED, COUNTER, INNER, PARAM, RNG, STEP, State
+
+try:
+    from torch.amp.grad_scaler import GradScaler
+except ImportError:  # torch < 2.3 had it elsewhere
+    from torch.cuda.amp import GradScaler
+
+STATEFUL = (torch.nn.Module, Optimizer, LRScheduler, GradScaler)
+
+
+@dataclass
+class Roots:
+    """The stateful objects of a program by label, in the same order on both sides, and the names of tensors carried between iterations."""
+
+    modules: dict[str, torch.nn.Module] = field(default_factory=dict)
+    optimizers: dict[str, Optimizer] = field(default_factory=dict)
+    schedulers: dict[str, LRScheduler] = field(default_factory=dict)
+    scalers: dict[str, GradScaler] = field(default_factory=dict)
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    carried: tuple[str, ...] = ()
+    grads: bool = False
+
+    # --- slots -----------------------------------------------------------------------------------
+
+    def slots(self) -> Iterator[tuple[str, str, torch.Tensor]]:
+        """(slot, kind, tensor) of every parameter, buffer and free tensor; a tied one appears once."""
+        seen: set[int] = set()
+        for label, module in self.modules.items():
+            for name, parameter in module.named_parameters():
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield f"{label}/{name}", PARAM, parameter
+            for name, buffer in module.named_buffers():
+                if id(buffer) not in seen:
+                    seen.add(id(buffer))
+                    yield f"{label}/{name}", BUFFER if buffer.is_floating_point() else COUNTER, buffer
+        for label, tensor in self.tensors.items():
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield label, PARAM if tensor.is_floating_point() else COUNTER, tensor
+
+    def trainable(self) -> list[torch.Tensor]:
+        return [t for _, kind, t in self.slots() if kind == PARAM and t.requires_grad]
+
+    # --- reading -----------------------------------------------------------------------------------
+
+    def read(self, env: dict[str, Any], *, rng: bool, grads: bool | None = None) -> State:
+        """A copy of everything that training changes; `rng`: also the generators and what iterations carry (solo)."""
+        state = State()
+
+        def put(slot: str, kind: str, tensor: torch.Tensor) -> None:
+            state.tensors[slot] = tensor.detach().to("cpu", copy=True).contiguous()
+            state.kinds[slot] = kind
+
+        for slot, kind, tensor in self.slots():
+            put(slot, kind, tensor)
+            if (self.grads if grads is None else grads) and tensor.grad is not None:
+                put(f"{slot}.grad", CARRIED, tensor.grad)
+        for label, optimizer in self.optimizers.items():
+            self._read_optimizer(label, optimizer, put, state.plain)
+        for label, scheduler in self.schedulers.items():
+            state.plain[label] = {k: v for k, v in scheduler.state_dict().items() if can_encode(v)}
+        for label, scaler in self.scalers.items():
+            state.plain[label] = scaler.state_dict()
+        for label, module in self.modules.items():
+            state.plain[f"{label}/training"] = [part.training for part in module.modules()]
+        if rng:
+            for name in self.carried:
+                if isinstance(env.get(name), torch.Tensor):
+                    put(f"names/{name}", CARRIED, env[name])
+            put("rng/torch", RNG, torch.get_rng_state())
+            state.plain["rng/python"] = random.getstate()
+            state.plain["rng/numpy"] = tuple(np.random.get_state())
+        return state
+
+    @staticmethod
+    def _read_optimizer(label: str, optimizer: Optimizer, put: Any, plain: dict[str, Any]) -> None:
+        others: dict[int, dict[str, Any]] = {}
+        for index, parameter in enumerate(_parameters(optimizer)):
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, torch.Tensor):
+                    kind = STEP if key == "step" or not value.is_floating_point() else INNER
+                    put(f"{label}/{index}/{key}", kind, value)
+                elif can_encode(value):
+                    others.setdefault(index, {})[key] = value
+        plain[f"{label}/state"] = others
+        plain[f"{label}/groups"] = [{k: v for k, v in g.items() if k != "params" and can_encode(v)} for g in optimizer.param_groups]
+
+    # --- writing -----------------------------------------------------------------------------------
+
+    def write(self, state: State, env: dict[str, Any], *, rng: bool) -> None:
+        """Puts `state` into the objects, in place: ids, aliases and devices stay. Unknown slots raise ReplayError before anything changes."""
+        known = {slot: tensor for slot, _, tensor in self.slots()}
+        for slot, tensor in known.items():
+            if slot in state.tensors and state.tensors[slot].shape != tensor.shape:
+                raise ReplayError(f"the trained {slot} has another shape than the notebook's", detail=slot)
+        with torch.no_grad():
+            for slot, tensor in known.items():
+                if slot in state.tensors:
+                    tensor.copy_(state.tensors[slot])
+                grad = state.tensors.get(f"{slot}.grad")
+                if grad is not None:
+                    tensor.grad = grad.to(tensor.device, copy=True)
+        for label, optimizer in self.optimizers.items():
+            _write_optimizer(label, optimizer, state)
+            optimizer._opt_called = True  # type: ignore[attr-defined]  # it has stepped, on a worker: schedulers ask for it
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for label, scheduler in self.schedulers.items():
+                if label in state.plain:
+                    scheduler.load_state_dict(dict(state.plain[label]))
+            for label, scaler in self.scalers.items():
+                if state.plain.get(label):
+                    scaler.load_state_dict(dict(state.plain[label]))
+        for label, module in self.modules.items():
+            for part, training in zip(module.modules(), state.plain.get(f"{label}/training", ()), strict=False):
+                part.training = bool(training)
+        if rng:
+            for name in self.carried:
+                if f"names/{name}" in state.tensors:
+                    env[name] = state.tensors[f"names/{name}"].clone()
+            write_rng(state)
+
+
+def write_rng(state: State) -> None:
+    """Sets the random number generators of torch, Python and numpy from a solo state."""
+    if "rng/torch" in state.tensors:
+        torch.set_rng_state(state.tensors["rng/torch"].clone())
+        python, numpy = state.plain["rng/python"], state.plain["rng/numpy"]
+        random.setstate((python[0], tuple(python[1]), python[2]))
+        np.random.set_state(tuple(numpy))
+
+
+def seed_iteration(seed: int, iteration: int) -> None:
+    """Seeds every generator from (seed, iteration), so that a result doesn't depend on where leases happen to end."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + iteration * 0xBF58476D1CE4E5B9) % 2**63  # the constants of splitmix64
+    torch.manual_seed(mixed)
+    random.seed(mixed)
+    np.random.seed(mixed % 2**32)
+
+
+def _parameters(optimizer: Optimizer) -> list[torch.Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _write_optimizer(label: str, optimizer: Optimizer, state: State) -> None:
+    parameters = _parameters(optimizer)
+    for slot, tensor in state.tensors.items():
+        if not slot.startswith(f"{label}/"):
+            continue
+        index, _, key = slot[len(label) + 1 :].partition("/")
+        if not index.isdigit() or int(index) >= len(parameters):
+            continue
+        parameter = parameters[int(index)]
+        held = optimizer.state[parameter].get(key)
+        if isinstance(held, torch.Tensor) and held.shape == tensor.shape and held.dtype == tensor.dtype:
+            with torch.no_grad():
+                held.copy_(tensor)
+        else:
+            device = parameter.device if state.kinds[slot] == INNER else "cpu"
+            optimizer.state[parameter][key] = tensor.to(device, copy=True)
+    for index, values in state.plain.get(f"{label}/state", {}).items():
+        if isinstance(index, int) and index < len(parameters):
+            optimizer.state[parameters[index]].update(values)
+    for group, values in zip(optimizer.param_groups, state.plain.get(f"{label}/groups", ()), strict=False):
+        group.update({k: _like(group.get(k), v) for k, v in values.items() if k != "params"})
+
+
+def _like(old: Any, new: Any) -> Any:
+    if isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor):
+        with torch.no_grad():
+            return old.copy_(new)
+    return tuple(new) if isinstance(old, tuple) and isinstance(new, list) else new

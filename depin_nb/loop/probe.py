@@ -1,0 +1,105 @@
+"""Before anything is spent: one iteration on copies, in the kernel. It measures, meets the user's mistakes, and checks the split itself."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..core.codec import CodecError, encode
+from ..core.errors import RefusedLoop, ReplayError
+from ..core.lease import EntrySpec, Lease, StrategyConfig, Unit
+from ..core.state import State
+from .capture import Shipment, open_program
+from .record import WorkerHalf
+from .replay import Replayer
+from .rewrite import ITEM
+from .source import unpack
+from .split import RUNTIME, Instrument
+from .values import is_value
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Figures of one iteration on this machine: FLOPs, seconds, bytes of memory. `failed`: the log of an iteration that raised."""
+
+    flops: int
+    seconds: float
+    memory_bytes: int
+    losses: tuple[float, ...] = ()
+    failed: bytes | None = None
+
+
+def probe(shipment: Shipment, state: State, unit: Unit, strategy: StrategyConfig, seed: int, namespace: dict[str, Any]) -> Probe:
+    """Runs `unit` on copies. Raises RefusedLoop where the notebook half would not show what the worker half did."""
+    spec = EntrySpec("", (), strategy, None, seed, 0, 0.0, 0)
+    lease = Lease("probe", "", 0, 0, (unit,), base_iteration=unit.index)
+    half = WorkerHalf(shipment.program, shipment.blobs.__getitem__)
+    half.load(state)
+    with FlopCounterMode(display=False) as counter:
+        outcome = half.run(lease, spec)
+    log = outcome.logs[0]
+    losses = tuple(loss for _, loss in outcome.losses)
+    if outcome.exit == "error":
+        return Probe(0, outcome.seconds, 0, losses, failed=log)
+    _rehearse(shipment, half, log, unit, namespace, outcome.exit)
+    half.load(state)
+    seconds = half.run(lease, spec).seconds if not outcome.exit else outcome.seconds
+    memory = 4 * state.nbytes() + sum(map(len, shipment.blobs.values()))
+    return Probe(counter.get_total_flops(), max(seconds, 1e-6), memory, losses)
+
+
+def _rehearse(shipment: Shipment, half: WorkerHalf, log: bytes, unit: Unit, namespace: dict[str, Any], left_by: str) -> None:
+    """The self-check: replays the log on another copy and compares every plain name with the worker half's."""
+    program = open_program(shipment.program, shipment.blobs.__getitem__)
+    loop, env = program.loop, program.env
+    instrument = Instrument(worker=True)
+    body = instrument.target(loop.target, ITEM, loop) + instrument.body(loop.body)
+    once = ast.parse(f"for __depin_once__ in {RUNTIME}.once():\n    pass").body[0]
+    assert isinstance(once, ast.For)
+    once.body = body
+    code = compile(ast.fix_missing_locations(ast.Module(body=[once], type_ignores=[])), program.filename, "exec", dont_inherit=True)
+    replayer = Replayer(program.callees, namespace, rehearsal=True)
+    replayer.accumulators = frozenset(program.accumulators)
+    for name, (base, step) in program.counters.items():
+        env[name] = base + step * (unit.index - program.first)
+    env[RUNTIME], env[ITEM] = replayer, program.opener.shown(unpack(unit.data), unit.index)
+    replayer.begin(log)
+    try:
+        exec(code, env)  # the user's own loop body, on a copy of the user's own names
+    except ReplayError as error:
+        raise _refused(loop, str(error.message)) from error
+    except Exception as error:
+        raise _refused(loop, f"{type(error).__name__}: {error}") from error
+    except BaseException:
+        if left_by != "return":
+            raise
+    replayer.finish() if not left_by else None
+    for name in sorted(set(program.stored) | set(program.accumulators)):
+        ours, theirs = env.get(name), half.env.get(name)
+        if is_value(ours) and is_value(theirs) and not _same(ours, theirs):
+            raise _refused(loop, f"`{name}` would be {ours!r} here and {theirs!r} there", name)
+
+
+def _same(a: Any, b: Any) -> bool:
+    try:
+        return encode(_comparable(a)) == encode(_comparable(b))
+    except CodecError:
+        return True
+
+
+def _comparable(value: Any) -> Any:
+    return sorted(map(repr, value)) if isinstance(value, set) else list(value) if isinstance(value, torch.Size) else value
+
+
+def _refused(loop: ast.For, detail: str, name: str = "") -> RefusedLoop:
+    return RefusedLoop(
+        f"line {loop.lineno}: this loop's bookkeeping can't be shown exactly as one process would: {detail}",
+        line=loop.lineno,
+        reason=detail,
+        name=name,
+        hint="Nothing was run and nothing was spent. Run the cell without %%depin, or simplify what the loop keeps between iterations.",
+    )

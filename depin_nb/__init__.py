@@ -25,3 +25,10 @@ def load_ipython_extension(ip: Any) -> None:
     from .jupyter.magic import load
 
     load(ip)
+
+
+def unload_ipython_extension(ip: Any) -> None:
+    """`%unload_ext depin_nb`."""
+    from .jupyter.magic import unload
+
+    unload(ip)

@@ -84,7 +84,7 @@ class Status:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Status:
         data = dict(data)
-        data["devices"] = tuple(_device(d) for d in data["devices"])
+        data["devices"] = tuple(device_from_dict(d) for d in data["devices"])
         data["loss"] = tuple((float(x), float(y)) for x, y in data["loss"])
         data["budget"] = None if data["budget"] is None else Amount.from_dict(data["budget"])
         data["projected"] = None if data["projected"] is None else Figure.from_dict(data["projected"])
@@ -97,7 +97,7 @@ class Status:
         return cls(**data)
 
 
-def _device(data: dict[str, Any]) -> Device:
+def device_from_dict(data: dict[str, Any]) -> Device:
     lane = tuple((float(a), float(b), str(s)) for a, b, s in data["lane"])
     return Device(**{**data, "lane": lane, "earned": Amount.from_dict(data["earned"]), "paid": Amount.from_dict(data["paid"])})
 

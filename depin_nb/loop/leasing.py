@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..core.codec import decode
-from ..core.errors import DepinError, ReplayError
+from ..core.errors import ReplayError
 from ..core.lease import EntrySpec, StrategyConfig, Unit
 from ..core.state import CARRIED, State
 from .analyse import Facts, analyse
@@ -48,7 +48,7 @@ class Results:
     parts: tuple[Part, ...] = ()
     want: int = 0
     state: str = "running"
-    error: DepinError | None = None
+    error: BaseException | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Prices, the meter, budgets and estimates. Pure: no clock, no network, no chain."""

@@ -1,0 +1,192 @@
+"""The hub's process: one Dask cluster, the coordinator beside its scheduler, the status API, and the order in which they start and end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import platform
+import secrets
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+from .. import __version__
+from ..backends.local import LocalBackend
+from ..backends.simulated import SimulatedBackend
+from ..core import config
+from ..ports import Backend
+from .build import Parts, build
+from .coordinator import Coordinator
+from .fleet import Fleet
+from .info import HubInfo
+from .plugin import CoordinatorPlugin, answering
+from .status_api import StatusApi
+
+log = logging.getLogger(__name__)
+
+IDLE_CHECK_S = 5.0
+MAX_NOTICES = 50
+VERSIONS = ("torch", "numpy", "distributed", "cloudpickle", "msgpack")
+
+
+def run(ready: Callable[[HubInfo], None], *, host: str, idle_timeout_s: float | None) -> None:
+    """Runs the hub of this state folder until it is told to end; calls `ready` once everything answers. The caller holds the folder's lock."""
+
+    async def main() -> None:
+        await Hub(host=host, idle_timeout_s=idle_timeout_s).run(ready)
+
+    asyncio.run(main())
+
+
+class Hub:
+    """Owns the parts of one hub and their lifetimes; decides nothing about runs."""
+
+    def __init__(self, *, host: str, idle_timeout_s: float | None) -> None:
+        self.hub_id = secrets.token_hex(3)
+        self.backends: dict[str, Backend] = {b.name: b for b in (LocalBackend(), SimulatedBackend())}
+        self.fleet = Fleet(self.backends, host=host, notice=self._notice)
+        self.api = StatusApi(self, host=host)
+        self.info: HubInfo | None = None
+        self._host = host
+        self._idle_timeout_s = idle_timeout_s
+        self._parts: Parts | None = None
+        self._plugin: CoordinatorPlugin | None = None
+        self._notices: deque[dict[str, Any]] = deque(maxlen=MAX_NOTICES)
+        self._ending = asyncio.Event()
+        self._seen_s = time.monotonic()
+
+    async def run(self, ready: Callable[[HubInfo], None]) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.shut_down)
+        try:
+            await self._start()
+            assert self.info is not None
+            self.info.write()
+            log.info("hub %s is ready: %s", self.hub_id, self.info)
+            ready(self.info)
+            await self._until_end()
+        finally:
+            config.hub_file().unlink(missing_ok=True)
+            await self._stop()
+            log.info("hub %s has ended", self.hub_id)
+
+    async def _start(self) -> None:
+        self._parts = build(config.home())
+        await self._parts.coordinator.recover()
+        await self.fleet
+        handlers = self.fleet.scheduler.handlers
+        self._plugin = CoordinatorPlugin(self._parts.coordinator)
+        self.fleet.scheduler.add_plugin(self._plugin)
+        await self._plugin.start(self.fleet.scheduler)
+        for op, method in (("depin_hub", self.describe), ("depin_scale", self.scale), ("depin_shutdown", self.shutdown)):
+            handlers[op] = answering(method)
+        await self.api.start()
+        self.info = HubInfo(
+            hub_id=self.hub_id,
+            scheduler=self.fleet.scheduler.address,
+            dashboard=self._dashboard(),
+            status_url=self.api.url,
+            status_token=self.api.token,
+            pid=os.getpid(),
+            version=__version__,
+            home=str(config.home()),
+            started_at=time.time(),
+        )
+
+    async def _stop(self) -> None:
+        """Runs end and settle first, while their workers are still there; then workers, scheduler and files."""
+        await self.api.close()
+        if self._parts is not None:
+            await self._parts.coordinator.close()
+        await self.fleet.close()
+        if self._plugin is not None:
+            await self._plugin.close()
+        if self._parts is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self._parts.close)
+
+    async def _until_end(self) -> None:
+        while not self._ending.is_set():
+            try:
+                await asyncio.wait_for(self._ending.wait(), IDLE_CHECK_S)
+            except TimeoutError:
+                if self._busy():
+                    self._seen_s = time.monotonic()
+                elif self._idle_timeout_s is not None and time.monotonic() - self._seen_s > self._idle_timeout_s:
+                    log.info("nobody was here for %.0f s: the hub ends", self._idle_timeout_s)
+                    return
+
+    def _busy(self) -> bool:
+        return bool(self.coordinator.runs) or bool(self.fleet.scheduler.clients.keys() - {"fire-and-forget"})
+
+    @property
+    def coordinator(self) -> Coordinator:
+        assert self._parts is not None, "not started"
+        return self._parts.coordinator
+
+    def _dashboard(self) -> str:
+        port = self.fleet.scheduler.http_server.port if self.fleet.scheduler.http_server else None
+        return f"http://{self._host}:{port}/status" if port else ""
+
+    def _notice(self, text: str) -> None:
+        log.warning("%s", text)
+        self._notices.append({"at": time.time(), "text": text})
+
+    # --- operations ------------------------------------------------------------------------------
+
+    async def describe(self) -> dict[str, Any]:
+        """`depin_hub`: who this hub is. Being asked keeps it from ending as idle."""
+        self._seen_s = time.monotonic()
+        return self._hub()
+
+    async def scale(self, count: int, backend: str) -> dict[str, Any]:
+        """`depin_scale`: makes `count` workers of `backend`; answers their names once their processes run."""
+        self._seen_s = time.monotonic()
+        return {"workers": await self.fleet.scale_to(int(count), str(backend)), "backend": backend}
+
+    async def shutdown(self) -> dict[str, Any]:
+        """`depin_shutdown`: ends the hub after this answer."""
+        asyncio.get_running_loop().call_later(0.05, self.shut_down)
+        return {}
+
+    # --- what the status API shows and steers -------------------------------------------------------
+
+    def snapshot(self) -> dict[str, Any]:
+        return {"hub": self._hub(), **self.coordinator.kernel.status()}
+
+    async def control(self, run: str, action: str, value: Any) -> dict[str, Any]:
+        answer = await self.coordinator.kernel.control(run, action, value)
+        return dict(answer["status"])
+
+    def shut_down(self) -> None:
+        self._ending.set()
+
+    def _hub(self) -> dict[str, Any]:
+        assert self.info is not None
+        return {
+            "id": self.hub_id,
+            "pid": self.info.pid,
+            "home": self.info.home,
+            "version": self.info.version,
+            "scheduler": self.info.scheduler,
+            "dashboard": self.info.dashboard,
+            "started_at": self.info.started_at,
+            "backends": [{"name": b.name, "simulated": b.simulated, "workers": self.fleet.names(b.name)} for b in self.backends.values()],
+            "workers": self._workers(),
+            "notices": list(self._notices),
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
+        }
+
+    def _workers(self) -> list[dict[str, Any]]:
+        """The worker processes: what was started, and whether it has reached the scheduler."""
+        here = {str(ws.name): ws.address for ws in self.fleet.scheduler.workers.values()}
+        return [
+            {"name": name, "backend": p.backend.name, "simulated": p.backend.simulated, "profile": p.spec.profile, "pid": p.pid,
+             "address": here.get(name, ""), "ready": name in here}
+            for name, p in self.fleet.processes.items()
+        ]  # fmt: skip
+

@@ -1,0 +1,54 @@
+"""Puts a coordinator together from the real parts: journal, ledger on the embedded chain, price catalog, threads."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from ..core import config
+from ..ledger import store
+from ..ledger.embedded import EmbeddedChain
+from ..ledger.ledger import Ledger
+from ..ledger.wallet import Wallets
+from ..metering import price
+from ..ports import SystemClock
+from .coordinator import Coordinator
+from .journal import Journal
+
+TENSOR_THREADS = 2
+
+
+@dataclass
+class Parts:
+    """A coordinator and what has to be closed after it."""
+
+    coordinator: Coordinator
+    journal: Journal
+    ledger: Ledger
+    chain: EmbeddedChain
+    executor: ThreadPoolExecutor
+    books: ThreadPoolExecutor
+
+    def close(self) -> None:
+        """After `coordinator.close()`: waits for the threads, then closes the files."""
+        self.executor.shutdown(wait=True)
+        self.books.submit(self.ledger.close).result()
+        self.books.shutdown(wait=True)
+        self.chain.close()
+        self.journal.close()
+
+
+def build(home: Path) -> Parts:
+    """Opens (or makes) the journal and the chain of this state folder. Raises JournalError, ChainError or WalletError."""
+    journal = Journal(config.journal_file())
+    wallets = Wallets()
+    chain = EmbeddedChain(wallets=wallets)
+    ledger = Ledger(partial(store.connect, config.journal_file()), chain, wallets)
+    executor = ThreadPoolExecutor(TENSOR_THREADS, thread_name_prefix="tensors")
+    books = ThreadPoolExecutor(1, thread_name_prefix="books")
+    coordinator = Coordinator(
+        home=home, clock=SystemClock(), journal=journal, ledger=ledger, prices=price.load(), executor=executor, books=books
+    )
+    return Parts(coordinator, journal, ledger, chain, executor, books)

@@ -1,0 +1,252 @@
+"""Closes rounds: merge, the new version's file, then one journal transaction with the merge, its leases, receipts and money."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from depin_nb.core.amount import Amount
+from depin_nb.core.lease import StrategyConfig
+from depin_nb.core.state import State
+from depin_nb.ledger.receipt import Receipt
+from depin_nb.metering.meter import lease_cost
+from depin_nb.training.lifecycle import Trigger, advance
+from depin_nb.training.merge import Contribution, OuterState, merge
+
+from .answers import error_of
+from .entry import OUT, Entry, LeaseRecord, Result, Round
+from .journal import LeaseRow, MergeRow
+from .leasing import spans_of
+from .run import Run
+
+if TYPE_CHECKING:
+    from .coordinator import Coordinator
+
+log = logging.getLogger(__name__)
+KEPT_VERSIONS = 3
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What the executor made of a round: the new state as it is in memory and as bytes in its file."""
+
+    state: State
+    outer: OuterState
+    nbytes: int
+
+
+def cost_of(hub: Coordinator, entry: Entry, record: LeaseRecord) -> tuple[int, Amount]:
+    """(FLOPs, DPN) of an accepted lease: the probe's figure for each iteration done, never what the worker says."""
+    assert record.report is not None
+    flops = entry.spec.flops_per_iteration * record.report.done
+    return flops, lease_cost(hub.prices, record.member.profile, flops)
+
+
+def results_of(records: Sequence[LeaseRecord], gang: bool, version: int) -> list[Result]:
+    """Accepted leases as results; a gang's ranks, interleaved into loop order, make one."""
+    if not gang:
+        return [
+            Result(r.lease.first, r.report.logs, r.report.left, r.report.exit, version)
+            for r in sorted(records, key=lambda r: r.lease.first)
+            if r.report is not None
+        ]
+    last = max(records, key=lambda r: r.last_index)
+    assert last.report is not None
+    logs = {u.index: text for r in records if r.report for u, text in zip(r.lease.units, r.report.logs, strict=False)}
+    order = sorted(logs)
+    return [Result(order[0], tuple(logs[i] for i in order), last.report.left, last.report.exit, version)]
+
+
+class Commits:
+    """The part of the coordinator that closes rounds. Merges of a run happen one after the other."""
+
+    def __init__(self, hub: Coordinator) -> None:
+        self._hub = hub
+
+    def close_rounds(self, run: Run, entry: Entry) -> None:
+        """Rounds of which no lease is out any more: those with accepted leases merge, the others just reopen."""
+        for rnd in list(entry.rounds):
+            if rnd.merging or rnd.out:
+                continue
+            if not rnd.accepted:
+                entry.rounds.remove(rnd)
+                continue
+            rnd.merging = True
+            before, run.commit_tail = run.commit_tail, None
+            run.commit_tail = asyncio.get_running_loop().create_task(self._close(run, entry, rnd, before))
+
+    async def settled(self, run: Run) -> None:
+        """Returns when no merge is under way."""
+        while run.commit_tail is not None and not run.commit_tail.done():
+            await asyncio.shield(run.commit_tail)
+
+    async def _close(self, run: Run, entry: Entry, rnd: Round, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await before
+        try:
+            if entry.halt == "failed":  # an earlier merge, on which this one builds
+                self._forget(run, rnd)
+            else:
+                await self._commit(run, entry, rnd)
+        except Exception as error:
+            log.exception("a merge of %s failed", run.run_id)
+            entry.halt, entry.error = "failed", error_of(error)
+            self._forget(run, rnd)
+            run.say("failed", self._hub.clock.now(), f"A merge failed: {error}")
+        finally:
+            entry.rounds.remove(rnd)
+            entry.changed.notify()
+            self._hub.changed.notify()
+            self._hub.leasing.dispatch()
+
+    @staticmethod
+    def _forget(run: Run, rnd: Round) -> None:
+        for record in rnd.accepted:
+            run.budget = run.budget.release(record.reserved)
+            record.go(Trigger.LOSE)
+
+    async def _commit(self, run: Run, entry: Entry, rnd: Round) -> None:
+        hub = self._hub
+        loop = asyncio.get_running_loop()
+        beyond = [r for r in rnd.accepted if entry.exit_at is not None and r.lease.first > entry.exit_at]
+        kept = [r for r in rnd.accepted if r not in beyond]
+        merged: Merged | None = None
+        version = run.version
+        if kept:
+            version += 1
+            contributions = [
+                Contribution(r.member.worker_id, self._samples(r), r.last_index, r.change) for r in kept if r.change is not None
+            ]
+            base, outer, config = run.weights, run.outer or OuterState(), entry.spec.strategy
+            assert base is not None
+            assert rnd.base_version == run.version, "a round merges into the version that it began from"
+            merged = await loop.run_in_executor(hub.executor, self._merge, run.run_id, version, base, contributions, config, outer)
+        await self._write(run, entry, rnd, kept, beyond, version)
+        if merged is not None:
+            run.weights, run.outer, run.version = merged.state, merged.outer, version
+            rnd.committed = True
+            run.merges += 1
+            entry.gang_limit = None
+            done = [u.index for r in kept for u in r.lease.units[: r.report.done if r.report else 0]]
+            run.iterations += len(done)
+            entry.add_merged(done, results_of(kept, rnd.kind == "gang", version))
+            keep = {version - i for i in range(KEPT_VERSIONS)} | {r.base_version for r in entry.rounds} | {entry.base_version}
+            await loop.run_in_executor(hub.executor, hub.states.prune, run.run_id, keep)
+
+    def _merge(
+        self, run_id: str, version: int, base: State, contributions: list[Contribution], config: StrategyConfig, outer: OuterState
+    ) -> Merged:
+        state, outer = merge(base, contributions, config, outer)
+        data = state.to_bytes()
+        self._hub.states.write(run_id, version, data)
+        return Merged(state, outer, len(data))
+
+    @staticmethod
+    def _samples(record: LeaseRecord) -> int:
+        assert record.report is not None
+        return sum(u.samples for u in record.lease.units[: record.report.done])
+
+    async def _write(self, run: Run, entry: Entry, rnd: Round, kept: list[LeaseRecord], beyond: list[LeaseRecord], version: int) -> None:
+        """The transaction; memory follows only once it is on disk."""
+        hub, now = self._hub, self._hub.clock.now()
+        rows: list[LeaseRow] = []
+        receipts: list[Receipt] = []
+        points: list[tuple[float, float]] = []
+        budget = run.budget
+        for record in [*kept, *beyond]:
+            report, lease, member = record.report, record.lease, record.member
+            assert report is not None
+            flops, cost = cost_of(hub, entry, record)
+            mine = version if record in kept else None
+            state = advance(record.state, Trigger.MERGE if mine is not None else Trigger.DISCARD)
+            samples = self._samples(record)
+            budget = budget.commit(record.reserved, cost)
+            rows.append(
+                LeaseRow(
+                    lease.lease_id, entry.entry_id, member.worker_id, lease.base_version, mine, state.value,
+                    spans_of([u.index for u in lease.units]), report.done, now, gang=lease.gang, flops=flops, units_dpn=cost.units,
+                    cost_units=cost.units, seconds=report.seconds,
+                )
+            )  # fmt: skip
+            receipts.append(
+                Receipt(
+                    run.run_id, lease.lease_id, member.worker_id, member.wallet, entry.entry_id, lease.first, report.done, samples, flops,
+                    cost.units, -1 if mine is None else mine, int(now * 1000),
+                )
+            )  # fmt: skip
+            if mine is not None:
+                points += [(float(run.done_before + i - entry.spec.first), v) for i, v in report.losses]
+        merge_row = None
+        if kept:
+            done = sum(r.report.done for r in kept if r.report)
+            samples = sum(self._samples(r) for r in kept)
+            name = hub.states.name(run.run_id, version)
+            merge_row = MergeRow(version, entry.entry_id, rnd.base_version, done, samples, tuple(sorted(points)), name, now)
+            run.say("merged", now, version=version, iterations=done, leases=len(kept))
+        backlog, events = run.drain()
+        cap = None if run.cap is None else run.cap.to_dict()
+
+        def write() -> None:
+            with hub.journal.transaction() as connection:
+                if merge_row is not None:
+                    hub.journal.add_merge(run.run_id, merge_row)
+                hub.journal.add_leases(run.run_id, [*backlog, *rows])
+                hub.journal.add_events(events)
+                hub.journal.set_money(run.run_id, spent_units=budget.spent.units, reserved_units=budget.reserved.units, budget=cap)
+                for receipt in receipts:
+                    hub.ledger.record(connection, receipt)
+
+        await asyncio.get_running_loop().run_in_executor(hub.books, write)
+        self._charge(run, entry, kept, beyond, points)
+
+    def _charge(
+        self, run: Run, entry: Entry, kept: list[LeaseRecord], beyond: list[LeaseRecord], points: list[tuple[float, float]]
+    ) -> None:
+        hub = self._hub
+        at_s = run.clock(hub.clock.monotonic())
+        for record in [*kept, *beyond]:
+            assert record.report is not None
+            _, cost = cost_of(hub, entry, record)
+            run.budget = run.budget.commit(record.reserved, cost)
+            record.go(Trigger.MERGE if record in kept else Trigger.DISCARD)
+            samples, done = self._samples(record), record.report.done if record in kept else 0
+            run.meter.charge(record.member.worker_id, cost, done, at_s)
+            tally = run.tally(record.member, hub.prices)
+            tally.accepted(at_s, run.clock(record.given_s), record.report.done, samples, cost.units)
+            if record.member.address not in hub.members:
+                tally.gone = tally.gone or "left"
+            run.samples += samples if record in kept else 0
+        for x, y in sorted(points):
+            run.curve.add(x, y)
+        if run.budget.warning and not run.warned:
+            run.warned = True
+            run.say("budget-warning", hub.clock.now(), "80 % of the budget are spent.")
+
+    async def abandon(self, run: Run, entry: Entry, reason: str) -> None:
+        """Ends an entry at once: leases that are out come to nothing, accepted ones that no merge holds yet are paid and not merged."""
+        entry.halt = entry.halt or "closed"
+        for rnd in [r for r in entry.rounds if not r.merging]:
+            if rnd.gang is not None:
+                rnd.gang.abort(reason)
+            for record in rnd.records:
+                if record.state in OUT:
+                    self._hub.leasing.end(run, entry, record, Trigger.DISCARD, reason, False)
+            entry.rounds.remove(rnd)
+            paid = rnd.accepted
+            if paid:
+                before, run.commit_tail = run.commit_tail, None
+                run.commit_tail = asyncio.get_running_loop().create_task(self._pay_only(run, entry, rnd, paid, before))
+        entry.changed.notify()
+        await self.settled(run)
+
+    async def _pay_only(self, run: Run, entry: Entry, rnd: Round, paid: list[LeaseRecord], before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await before
+        try:
+            await self._write(run, entry, rnd, [], paid, run.version)
+        except Exception:
+            log.exception("receipts of %s could not be written", run.run_id)
+            self._forget(run, rnd)

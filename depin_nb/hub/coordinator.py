@@ -1,0 +1,264 @@
+"""The coordinator: holds runs and workers, and joins the parts that decide. No Dask and no sockets; one asyncio loop, two executors."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import sqlite3
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from depin_nb.core.amount import DPN, Amount
+from depin_nb.core.errors import DepinError, HubError, MoneyError, NoSuchRun
+from depin_nb.core.status import ENDED, Device, Status
+from depin_nb.ledger.receipt import Receipt
+from depin_nb.metering.price import PriceBook
+from depin_nb.ports import Clock
+
+from .blobs import BlobStore
+from .committing import Commits
+from .entry import Entry
+from .journal import Journal
+from .kernel_ops import KernelOps
+from .leasing import Leasing
+from .members import Member
+from .run import Run
+from .snapshot import device_of, status_of
+from .states import StateFiles
+from .wake import Signal
+from .worker_ops import WorkerOps
+
+log = logging.getLogger(__name__)
+
+KERNEL_SILENT_S = 120.0
+MAX_CHANGE_EXTRA_BYTES = 64 << 20
+ENDED_KEPT = 20  # ended runs that displays still show without asking the journal
+T = TypeVar("T")
+
+
+class Settlement(Protocol):
+    """What a settlement gives (ledger.settlement.SettlementResult)."""
+
+    @property
+    def signatures(self) -> tuple[str, ...]: ...
+    @property
+    def paid(self) -> Mapping[str, int]: ...  # wallet -> DPN base units
+
+
+class Books(Protocol):
+    """The ledger as the coordinator uses it (ledger.ledger.Ledger). All but `record` are called outside any journal transaction."""
+
+    def open_run(self, run_id: str, budget_dpn_units: int | None) -> str: ...
+    def raise_budget(self, run_id: str, budget_dpn_units: int) -> str | None: ...
+    def record(self, conn: sqlite3.Connection, receipt: Receipt) -> Any: ...
+    def settle(self, run_id: str) -> Settlement: ...
+
+
+class Coordinator:
+    """`kernel` and `workers` hold the operations of docs/protocol.md; `tick()` is to be called a few times a second.
+
+    `executor`: threads for tensors and files. `books`: ONE thread, for journal and ledger. `home`: where blobs and states are kept.
+    """
+
+    def __init__(
+        self,
+        *,
+        home: Path,
+        clock: Clock,
+        journal: Journal,
+        ledger: Books,
+        prices: PriceBook,
+        executor: Executor,
+        books: Executor,
+    ) -> None:
+        self.home, self.clock, self.journal, self.ledger, self.prices = home, clock, journal, ledger, prices
+        self.executor, self.books = executor, books
+        self.blobs = BlobStore(home / "blobs")
+        self.states = StateFiles(home / "states")
+        self.members: dict[str, Member] = {}  # by Dask address
+        self.runs: dict[str, Run] = {}  # active ones
+        self.ended: dict[str, Run] = {}
+        self.last_rejection: dict[str, str] = {}
+        self.changed = Signal()
+        self.leasing = Leasing(self)
+        self.commits = Commits(self)
+        self.kernel = KernelOps(self)
+        self.workers = WorkerOps(self)
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # --- helpers of the parts -------------------------------------------------------------------------
+
+    async def in_executor(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.executor, function, *args)
+
+    async def in_books(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.books, function, *args)
+
+    def change_limit(self, run: Run) -> int:
+        """Most bytes of a change: an optimizer makes up to two tensors for each parameter in the first lease."""
+        return 2 * (run.weights.nbytes() if run.weights is not None else 0) + MAX_CHANGE_EXTRA_BYTES
+
+    def transfer_bytes(self, run: Run, entry: Entry) -> int:
+        """What a worker may have to move for a lease: the program, the state down and up."""
+        state = run.weights.nbytes() if run.weights is not None else 0
+        return 2 * state + entry.program_bytes
+
+    def rejected_error(self, run: Run, barred: list[Member]) -> DepinError:
+        names = ", ".join(m.worker_id for m in barred[:4])
+        return HubError(
+            f"no worker's report could be used ({names}): {self.last_rejection.get(run.run_id, '')}",
+            hint="If the loss became nan, lower the learning rate; `%%depin train --strategy sync` shows where.",
+        )
+
+    def new_run_id(self) -> str:
+        while True:
+            run_id = f"run-{secrets.token_hex(2)}"
+            try:
+                self.journal.run(run_id)
+            except NoSuchRun:
+                if run_id not in self.runs:
+                    return run_id
+
+    # --- life -----------------------------------------------------------------------------------------
+
+    async def recover(self) -> list[str]:
+        """After a start: runs that a killed hub left running are interrupted, and all that isn't settled is. Returns their ids."""
+
+        def mark() -> list[str]:
+            running, unsettled = self.journal.unfinished()
+            with self.journal.transaction():
+                for run_id in running:
+                    self.journal.end_run(run_id, state="interrupted", message="its hub ended", at=self.clock.now())
+            return [*running, *unsettled]
+
+        left = await self.in_books(mark)
+        for run_id in left:
+            try:
+                await self.in_books(self._settle, run_id)
+            except DepinError as error:
+                log.warning("%s could not be settled: %s", run_id, error.message)
+        await self.in_executor(self.blobs.prune)
+        return left
+
+    def _settle(self, run_id: str) -> Settlement | None:
+        """In the books' thread."""
+        try:
+            result = self.ledger.settle(run_id)
+        except NoSuchRun:  # killed before its vault was opened: nothing was ever owed
+            result = None
+        with self.journal.transaction():
+            self.journal.paid(run_id)
+        return result
+
+    def worker_lost(self, address: str) -> None:
+        """Its connection is closed: lost at once."""
+        member = self.members.pop(address, None)
+        if member is not None:
+            self.leasing.member_gone(member)
+            self.leasing.dispatch()
+            self.changed.notify()
+
+    def tick(self) -> None:
+        """Deadlines, silent kernels, and rounds that waited for a member on its way."""
+        now = self.clock.monotonic()
+        self.leasing.tick()
+        for run in list(self.runs.values()):
+            if not run.polls and now - run.seen_s > KERNEL_SILENT_S and not run.finishing.locked():
+                self._spawn(self.finish(run, "interrupted", "its kernel hasn't called for two minutes"))
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a task of the hub failed", exc_info=task.exception())
+
+    async def close(self) -> None:
+        """Interrupts what runs, settles it, and lets every worker go."""
+        for run in list(self.runs.values()):
+            await self.finish(run, "interrupted", "the hub was shut down")
+        for address in list(self.members):
+            self.worker_lost(address)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def close_entry(self, run: Run, reason: str) -> None:
+        entry = run.entry
+        if entry is None:
+            return
+        await self.commits.abandon(run, entry, f"the entry was closed: {reason}")
+        await self.flush(run, lambda: self.journal.close_entry(run.run_id, entry.entry_id, reason, self.clock.now()))
+        if entry.spec.total is not None:
+            run.total = run.done_before + entry.spec.total - entry.spec.first
+        if run.entry is entry:
+            run.entry = None
+
+    async def flush(self, run: Run, also: Callable[[], None]) -> None:
+        """One transaction with what the run has to write, and `also`."""
+        rows, events = run.drain()
+
+        def write() -> None:
+            with self.journal.transaction():
+                self.journal.add_leases(run.run_id, rows)
+                self.journal.add_events(events)
+                also()
+
+        await self.in_books(write)
+
+    async def finish(self, run: Run, outcome: str, message: str) -> None:
+        """Ends a run: its entry closes, the ledger settles. A settlement that fails is said, kept, and tried again at the next start."""
+        async with run.finishing:
+            if run.ended:
+                return
+            run.state = "stopping"
+            await self.close_entry(run, "done" if outcome == "finished" else "interrupt")
+            run.state, run.message, run.ended_s = outcome if outcome in ENDED else "failed", message, self.clock.monotonic()
+            run.say("ended", self.clock.now(), outcome=run.state, message=message)
+            await self.flush(run, lambda: self.journal.end_run(run.run_id, state=run.state, message=message, at=self.clock.now()))
+            try:
+                result = await self.in_books(self._settle, run.run_id)
+            except MoneyError as error:
+                run.say("settlement-failed", self.clock.now(), f"Not settled yet, tried again when the hub starts: {error.message}")
+            else:
+                run.settled = True
+                run.signatures = tuple(result.signatures) if result is not None else ()
+                for tally in run.tallies.values():
+                    tally.paid = tally.earned if result is not None and tally.wallet in result.paid else 0
+            summary = self.status(run).to_dict()
+            await self.flush(run, lambda: self.journal.set_summary(run.run_id, summary))
+            self.runs.pop(run.run_id, None)
+            self.last_rejection.pop(run.run_id, None)
+            for member in self.members.values():
+                member.rates.pop(run.run_id, None)
+                member.rejected.pop(run.run_id, None)
+            run.weights = run.outer = None
+            self.ended[run.run_id] = run
+            while len(self.ended) > ENDED_KEPT:
+                del self.ended[next(iter(self.ended))]
+            self.changed.notify()
+
+    # --- what is shown --------------------------------------------------------------------------------
+
+    def status(self, run: Run) -> Status:
+        return status_of(run, self.prices, self.clock.monotonic())
+
+    def statuses(self) -> list[Status]:
+        """Active runs and those that ended lately, newest first. For displays: asking doesn't keep a run alive."""
+        known = [*self.runs.values(), *(r for r in self.ended.values() if r.run_id not in self.runs)]
+        return [self.status(run) for run in sorted(known, key=lambda r: -r.started_at)]
+
+    def devices(self) -> list[Device]:
+        """The workers that are here."""
+        tallies = [t for run in self.runs.values() for t in run.tallies.values()]
+        return [device_of(m, self.prices, (t for t in tallies if t.worker_id == m.worker_id)) for m in self.members.values()]
+
+    @property
+    def accrued(self) -> Amount:
+        """Tokens that active runs owe."""
+        return Amount(sum(r.budget.spent.units for r in self.runs.values()), DPN)

@@ -1,0 +1,241 @@
+"""One loop entry on the hub: its queue of units, the rounds of leases on it, and the results in loop order. No I/O, no clock."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from depin_nb.core.amount import Amount
+from depin_nb.core.errors import HubError
+from depin_nb.core.lease import EntrySpec, Lease, Report, Unit
+from depin_nb.training.lifecycle import LeaseState, Trigger, advance
+
+from .members import Member
+from .wake import Signal
+
+if TYPE_CHECKING:
+    from depin_nb.training.compress import Change
+
+    from .gang import GangCall
+
+OUT = (LeaseState.LEASED, LeaseState.SUBMITTED)
+MAX_ANSWER_BYTES = 32 << 20  # of logs in one depin_results answer; a single lease may exceed it
+
+
+@dataclass
+class LeaseRecord:
+    """A lease and what became of it. Only `go` changes its state. Times monotonic, in seconds; amounts in DPN."""
+
+    lease: Lease
+    member: Member
+    reserved: Amount
+    given_s: float
+    deadline_s: float
+    state: LeaseState = LeaseState.OPEN
+    report: Report | None = None
+    change: Change | None = None
+    reason: str = ""
+
+    def at(self, state: LeaseState) -> bool:
+        return self.state is state
+
+    def go(self, trigger: Trigger) -> LeaseState:
+        self.state = advance(self.state, trigger)
+        return self.state
+
+    @property
+    def last_index(self) -> int:
+        """The last iteration that was done (of the last unit as long as there is no report)."""
+        done = self.report.done if self.report is not None else len(self.lease.units)
+        return self.lease.units[done - 1].index
+
+    @property
+    def exit(self) -> str:
+        return self.report.exit if self.report is not None else ""
+
+
+@dataclass
+class Round:
+    """Leases on one base version. `kind`: solo, local or gang. `lost`: units that came back to the queue while it was open."""
+
+    kind: str
+    base_version: int
+    records: list[LeaseRecord] = field(default_factory=list)
+    gang: GangCall | None = None
+    lost: set[int] = field(default_factory=set)
+    merging: bool = False
+    committed: bool = False
+
+    @property
+    def pending(self) -> bool:
+        """Whether it will make a version that isn't there yet."""
+        return self.merging and not self.committed and bool(self.accepted)
+
+    @property
+    def out(self) -> bool:
+        return any(r.state in OUT for r in self.records)
+
+    @property
+    def accepted(self) -> list[LeaseRecord]:
+        return [r for r in self.records if r.state is LeaseState.ACCEPTED]
+
+    def takes(self, member: Member) -> bool:
+        """Whether the member isn't part of the round yet."""
+        return all(r.member is not member for r in self.records)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Merged iterations `first`, `first` + 1, .. with a log each, for the kernel."""
+
+    first: int
+    logs: tuple[bytes, ...]
+    left: bytes
+    exit: str
+    version: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"first": self.first, "logs": list(self.logs), "left": self.left, "exit": self.exit, "version": self.version}
+
+
+class Entry:
+    """`halt` says why no more leases are given ("" = they are): stopped, budget, solo-lost, no-workers, failed, or closed."""
+
+    def __init__(self, run_id: str, entry_id: int, spec: EntrySpec, base_version: int) -> None:
+        self.run_id, self.entry_id, self.spec, self.base_version = run_id, entry_id, spec, base_version
+        self.closed = False  # the kernel has fed everything
+        self.halt = ""
+        self.error: dict[str, Any] | None = None
+        self.rounds: list[Round] = []
+        self.exit_at: int | None = None
+        self.gang_limit: int | None = None  # a gang left the loop here: the next one goes no further
+        self.solo_worker = ""  # worker_id
+        self.solo_length = 1
+        self.leases = 0
+        self.merged: set[int] = set()
+        self.changed = Signal()
+        self.polls = 0  # open depin_results calls: the kernel waits for results, so it can't feed
+        self.told_want = 0
+        self.program_bytes = 0
+        self._fed: set[int] = set()
+        self._order: list[int] = []
+        self._units: dict[int, Unit] = {}
+        self._results: dict[int, Result] = {}
+
+    # --- the queue --------------------------------------------------------------------------------------
+
+    @property
+    def open_units(self) -> int:
+        return len(self._order)
+
+    @property
+    def held(self) -> str:
+        """What kind of rounds the strategy makes."""
+        strategy = self.spec.strategy
+        return "solo" if strategy.solo else "gang" if strategy.name == "sync" else "local"
+
+    def feed(self, units: Iterable[Unit], closed: bool) -> None:
+        """Units from the kernel. One that it sent before counts once. Raises HubError for an index before the entry's first."""
+        for unit in units:
+            if unit.index < self.spec.first or unit.samples < 0:
+                raise HubError(f"unit {unit.index} can't be part of an entry that begins at {self.spec.first}")
+            if unit.index not in self._fed:
+                self._fed.add(unit.index)
+                self.put_back([unit])
+        self.closed = self.closed or closed
+
+    def put_back(self, units: Iterable[Unit]) -> None:
+        for unit in units:
+            if self.exit_at is None or unit.index <= self.exit_at:
+                self._units[unit.index] = unit
+                insort(self._order, unit.index)
+
+    def peek(self, count: int, *, contiguous: bool, at_most: int | None = None, among: Collection[int] | None = None) -> list[int]:
+        """The next `count` open indices in loop order, or fewer: up to index `at_most`, of `among`, one gapless span if `contiguous`."""
+        found: list[int] = []
+        for index in self._order:
+            if len(found) >= count or (at_most is not None and index > at_most):
+                break
+            if among is not None and index not in among:
+                if found and contiguous:
+                    break
+                continue
+            if contiguous and found and index != found[-1] + 1:
+                break
+            found.append(index)
+        return found
+
+    def take(self, indices: Iterable[int]) -> tuple[Unit, ...]:
+        """Removes these from the queue."""
+        taken = []
+        for index in indices:
+            del self._order[bisect_left(self._order, index)]
+            taken.append(self._units.pop(index))
+        return tuple(taken)
+
+    def unit_of(self, index: int) -> Unit:
+        return self._units[index]
+
+    def cut_off(self, index: int) -> None:
+        """The loop ends with iteration `index`: what lies beyond is not wanted."""
+        self.exit_at = index if self.exit_at is None else min(index, self.exit_at)
+        self.take([i for i in self._order if i > self.exit_at])
+
+    def want(self, ahead: int) -> int:
+        """How many more units the kernel should send so that `ahead` are here."""
+        if self.closed or self.halt or self.exit_at is not None:
+            return 0
+        want = max(0, ahead - self.open_units)
+        if self.spec.total is not None:
+            want = min(want, max(0, self.spec.total - len(self._fed)))
+        return want
+
+    # --- rounds -----------------------------------------------------------------------------------------
+
+    @property
+    def round(self) -> Round | None:
+        """The round that leases are out of, if one is."""
+        return next((r for r in self.rounds if not r.merging), None)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.rounds)
+
+    def record(self, lease_id: str) -> LeaseRecord | None:
+        return next((r for rnd in self.rounds for r in rnd.records if r.lease.lease_id == lease_id), None)
+
+    def next_lease_id(self) -> str:
+        self.leases += 1
+        return f"{self.run_id}-{self.entry_id}-{self.leases}"
+
+    def is_final(self) -> bool:
+        """Whether nothing remains for later once what was taken is done."""
+        return (self.closed and not self._order) or (self.spec.total is not None and len(self._fed) >= self.spec.total and not self._order)
+
+    # --- results ----------------------------------------------------------------------------------------
+
+    def add_merged(self, indices: Collection[int], results: Iterable[Result]) -> None:
+        """Iterations that a committed merge holds. Raises HubError if one is in a merge already: the count would be wrong."""
+        twice = self.merged.intersection(indices)
+        if twice:
+            raise HubError(f"iterations {sorted(twice)[:5]} would be merged twice")
+        self.merged.update(indices)
+        self._results.update((r.first, r) for r in results)
+
+    def results(self, after: int) -> list[Result]:
+        """Results from iteration `after` on, gapless, in loop order; earlier ones are forgotten."""
+        for first in [f for f, r in self._results.items() if f + len(r.logs) <= after]:
+            del self._results[first]
+        answer: list[Result] = []
+        at, size = max(after, self.spec.first), 0
+        while (result := self._results.get(at)) is not None and (self.exit_at is None or at <= self.exit_at):
+            size += sum(map(len, result.logs)) + len(result.left)
+            if answer and size > MAX_ANSWER_BYTES:
+                break
+            answer.append(result)
+            at += len(result.logs)
+            if result.exit:
+                break
+        return answer

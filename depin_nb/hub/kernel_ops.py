@@ -1,0 +1,283 @@
+"""The operations of docs/protocol.md that kernels call. Answers are msgpack-plain dicts; errors are raised, the plugin makes them data."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from depin_nb.core.amount import DPN, Amount, parse
+from depin_nb.core.errors import HubError, NoSuchRun, UsageError
+from depin_nb.core.lease import EntrySpec, Unit
+from depin_nb.core.state import State
+from depin_nb.metering.budget import Budget
+from depin_nb.metering.meter import Meter
+from depin_nb.training.lifecycle import Trigger
+
+from .entry import OUT, Entry
+from .run import Run
+from .snapshot import device_dict
+
+if TYPE_CHECKING:
+    from .coordinator import Coordinator
+
+REASONS = ("done", "exit", "interrupt")
+MAX_POLL_S = 60.0
+
+
+def amount_of(value: Any) -> Amount | None:
+    """A budget as it may come: None, an Amount's dict, or text such as `$0.10`. Raises AmountError."""
+    if value is None or isinstance(value, Amount):
+        return value
+    return Amount.from_dict(value) if isinstance(value, dict) else parse(str(value))
+
+
+class KernelOps:
+    """One method for each operation, by the protocol's names and arguments."""
+
+    def __init__(self, hub: Coordinator) -> None:
+        self._hub = hub
+
+    def _run(self, run: str) -> Run:
+        found = self._hub.runs.get(run)
+        if found is None:
+            ended = self._hub.ended.get(run)
+            if ended is None:
+                raise NoSuchRun(f"{run!r} is not an active run", run_id=run)
+            raise HubError(f"{run} has ended: {ended.state}{f' ({ended.message})' if ended.message else ''}", hint="Run the cell again.")
+        found.seen_s = self._hub.clock.monotonic()
+        return found
+
+    def _entry(self, run: str, entry: int) -> tuple[Run, Entry]:
+        found = self._run(run)
+        if found.entry is None or found.entry.entry_id != entry:
+            raise HubError(f"entry {entry} of {run} is closed")
+        return found, found.entry
+
+    # --- a run --------------------------------------------------------------------------------------
+
+    async def run_start(
+        self, name: str, where: str = "", strategy: str = "", budget: Any = None, backend: str = "", source: str = ""
+    ) -> dict[str, Any]:
+        """Opens a run, its journal and its vault."""
+        hub = self._hub
+        cap = amount_of(budget)
+        run_id = await hub.in_books(hub.new_run_id)
+        cap_dpn = None if cap is None else hub.prices.to_dpn(cap)
+        zero = Amount(0, DPN)
+        now, now_s = hub.clock.now(), hub.clock.monotonic()
+        run = Run(
+            run_id=run_id,
+            name=str(name),
+            where=str(where),
+            strategy=str(strategy or ""),
+            backend=str(backend or ""),
+            source=str(source or ""),
+            cap=cap,
+            budget=Budget(cap_dpn, zero, zero, run_id),
+            meter=Meter(hub.prices),
+            started_at=now,
+            started_s=now_s,
+            seen_s=now_s,
+            simulated=backend == "depin",
+        )
+        run.meter.start(0.0)
+
+        def write() -> None:
+            with hub.journal.transaction():
+                hub.journal.add_run(
+                    run_id, name=run.name, where=run.where, source=run.source, strategy=run.strategy, backend=run.backend,
+                    budget=None if cap is None else cap.to_dict(), at=now,
+                )  # fmt: skip
+            hub.ledger.open_run(run_id, None if cap_dpn is None else cap_dpn.units)
+
+        await hub.in_books(write)
+        run.seen_s = hub.clock.monotonic()
+        hub.runs[run_id] = run
+        hub.changed.notify()
+        return {"run_id": run_id}
+
+    async def run_finish(self, run: str, outcome: str, message: str = "") -> dict[str, Any]:
+        """Ends a run and settles it. Finishing it again answers the same."""
+        ended = self._hub.ended.get(run)
+        if ended is None:
+            active = self._run(run)
+            await self._hub.finish(active, outcome, message)
+            ended = active
+        return {"status": self._hub.status(ended).to_dict()}
+
+    async def blob_missing(self, run: str, digests: Iterable[str]) -> dict[str, Any]:
+        self._run(run)
+        return {"missing": await self._hub.in_executor(self._hub.blobs.missing, list(digests))}
+
+    async def blob_put(self, run: str, data: bytes) -> dict[str, Any]:
+        self._run(run)
+        return {"digest": await self._hub.in_executor(self._hub.blobs.put, bytes(data))}
+
+    # --- an entry -----------------------------------------------------------------------------------
+
+    async def entry_open(self, run: str, spec: dict[str, Any], state: bytes | None = None) -> dict[str, Any]:
+        """Opens the next loop entry on `state`, or on the run's newest version. One that is still open is closed."""
+        hub, active = self._hub, self._run(run)
+        opened = EntrySpec.from_dict(spec)
+        if lacking := await hub.in_executor(hub.blobs.missing, [opened.program, *opened.blobs]):
+            raise HubError(f"{len(lacking)} blobs of this entry weren't sent", hint="Run the cell again.")
+        await hub.close_entry(active, "done")
+        if state is not None:
+            weights = await hub.in_executor(State.from_bytes, state)
+            version = active.version + 1
+            await hub.in_executor(hub.states.write, run, version, state)
+        elif active.weights is not None:
+            weights, version = active.weights, active.version
+        else:
+            raise UsageError("a run's first entry comes with its state")
+        number = active.entries + 1
+        name = hub.states.name(run, version)
+        await hub.flush(active, lambda: hub.journal.add_entry(run, number, opened.to_dict(), version, name, hub.clock.now()))
+        active.weights, active.version, active.entries = weights, version, number
+        active.done_before = active.iterations
+        entry = Entry(run, number, opened, version)
+        entry.program_bytes = sum(hub.blobs.size(d) for d in (opened.program, *opened.blobs))
+        active.entry = entry
+        active.state = "running" if active.state == "planning" else active.state
+        active.without_workers_s = None
+        hub.changed.notify()
+        return {"entry": number, "version": version}
+
+    def units(self, run: str, entry: int, units: Iterable[tuple[int, bytes, int]], closed: bool = False) -> dict[str, Any]:
+        active, found = self._entry(run, entry)
+        found.feed([Unit(int(i), bytes(data), int(samples)) for i, data, samples in units], bool(closed))
+        self._hub.leasing.dispatch()
+        found.told_want = self._hub.leasing.want(active, found)
+        return {"want": found.told_want}
+
+    async def results(self, run: str, entry: int, after: int = 0, timeout_s: float = 10.0) -> dict[str, Any]:
+        """Results from iteration `after` on, gapless and in loop order; waits until there is something to tell.
+
+        Something = a result, a state other than running and paused, or more units wanted than the kernel was told of.
+        """
+        hub = self._hub
+        active, found = self._entry(run, entry)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + min(max(0.0, float(timeout_s)), MAX_POLL_S)
+        active.polls += 1
+        found.polls += 1
+        try:
+            hub.leasing.dispatch()
+            while True:
+                leases = found.results(int(after))
+                state = self._state(active, found)
+                want = hub.leasing.want(active, found)
+                if leases or state not in ("running", "paused") or want > found.told_want:
+                    break
+                if not await found.changed.wait(max(0.0, until - loop.time())):
+                    break
+        finally:
+            active.polls -= 1
+            found.polls -= 1
+            active.seen_s = hub.clock.monotonic()
+        found.told_want = want
+        failed = state == "failed" and not leases
+        return {
+            "leases": [r.to_dict() for r in leases],
+            "want": want,
+            "state": "running" if state == "failed" and leases else state,
+            "error": found.error if failed else None,
+            "status": hub.status(active).to_dict(),
+        }
+
+    @staticmethod
+    def _state(run: Run, entry: Entry) -> str:
+        if not entry.halt:
+            return "paused" if run.state == "paused" else "running"
+        if entry.busy:
+            return "running"  # what is under way still merges
+        return "stopped" if entry.halt == "closed" else entry.halt
+
+    async def state(self, run: str, version: int | None = None) -> dict[str, Any]:
+        active = self._run(run)
+        wanted = active.version if version is None else int(version)
+        if wanted < 0:
+            raise HubError(f"{run} has no weights yet")
+        return {"version": wanted, "state": await self._hub.in_executor(self._hub.states.read, run, wanted)}
+
+    async def entry_close(self, run: str, entry: int, reason: str) -> dict[str, Any]:
+        """Ends an entry: `done` and `exit` after its last result, `interrupt` at any time. Answers the newest version."""
+        if reason not in REASONS:
+            raise UsageError(f"an entry is closed as {', '.join(REASONS)}, not {reason!r}")
+        active, _ = self._entry(run, entry)
+        await self._hub.close_entry(active, reason)
+        return {"version": active.version}
+
+    # --- controls and displays ------------------------------------------------------------------------
+
+    async def control(self, run: str, action: str, value: Any = None) -> dict[str, Any]:
+        """pause, resume, stop, or a new `budget` (an Amount's dict or text such as `$0.20`)."""
+        active = self._hub.runs.get(run)
+        if active is None:
+            raise NoSuchRun(f"{run!r} is not an active run", run_id=run)
+        now = self._hub.clock.now()
+        if action == "pause":
+            if active.state == "running":
+                active.state = "paused"
+                active.say("paused", now)
+        elif action == "resume":
+            if active.state == "paused":
+                active.state = "running"
+                active.say("resumed", now)
+        elif action == "stop":
+            self._stop(active)
+        elif action == "budget":
+            await self._raise_budget(active, amount_of(value))
+        else:
+            raise UsageError(f"{action!r} is not a control", hint="pause, resume, stop or budget.")
+        if active.entry is not None:
+            active.entry.changed.notify()
+        self._hub.leasing.dispatch()
+        self._hub.changed.notify()
+        return {"status": self._hub.status(active).to_dict()}
+
+    def _stop(self, run: Run) -> None:
+        """No more leases; what is out comes to nothing, what is accepted still merges."""
+        run.state = "stopping"
+        run.say("stop", self._hub.clock.now(), "Stopped from the panel.")
+        entry = run.entry
+        if entry is None:
+            return
+        entry.halt = "stopped"
+        for record in [r for rnd in entry.rounds if not rnd.merging for r in rnd.records]:
+            if record.state in OUT:
+                self._hub.leasing.withdraw(run, entry, record, Trigger.LOSE, "the run was stopped")
+        self._hub.commits.close_rounds(run, entry)
+
+    async def _raise_budget(self, run: Run, cap: Amount | None) -> None:
+        if cap is None:
+            raise UsageError("a budget is an amount", hint="Such as $0.20.")
+        cap_dpn = self._hub.prices.to_dpn(cap)
+        raised = run.budget.raise_to(cap_dpn)  # refuses less than what is committed
+        await self._hub.in_books(self._hub.ledger.raise_budget, run.run_id, raised.cap.units if raised.cap is not None else 0)
+        run.budget, run.cap = run.budget.raise_to(cap_dpn), cap
+        run.warned = run.budget.warning
+        run.say("budget", self._hub.clock.now(), f"The budget is now {cap}.")
+        if run.entry is not None and run.entry.halt == "budget":
+            run.entry.halt = ""
+
+    def status(self, run: str | None = None, full: bool = False) -> dict[str, Any]:
+        """`{"status"}` of one run, or `{"runs", "workers"}` of all; `full`: runs from the journal too."""
+        hub = self._hub
+        if run is not None:
+            active = hub.runs.get(run)
+            if active is not None:
+                active.seen_s = hub.clock.monotonic()
+            known = active or hub.ended.get(run)
+            if known is not None:
+                return {"status": hub.status(known).to_dict()}
+            summary = hub.journal.run(run).summary
+            if summary is None:
+                raise NoSuchRun(f"{run} was cut short and left no summary", run_id=run, hint="`depin_nb.attach` reads what it merged.")
+            return {"status": summary}
+        runs = [status.to_dict() for status in hub.statuses()]
+        if full:
+            shown = {status["run_id"] for status in runs}
+            runs += [row.summary for row in hub.journal.runs() if row.summary is not None and row.run_id not in shown]
+        return {"runs": runs, "workers": [device_dict(d) for d in hub.devices()]}

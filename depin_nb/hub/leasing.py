@@ -1,0 +1,338 @@
+"""Gives out leases and takes them back: which member gets which units when. Synchronous: nothing here waits, so nothing races."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from depin_nb.core.amount import Amount
+from depin_nb.core.lease import Lease, Unit
+from depin_nb.metering.meter import lease_cost
+from depin_nb.training import strategy
+from depin_nb.training.lifecycle import LeaseState, Trigger
+
+from .answers import error_of
+from .entry import OUT, Entry, LeaseRecord, Round
+from .gang import GangCall
+from .journal import LeaseRow
+from .members import Member
+from .rounds import Pace, ahead, fair_share, fastest, round_units, solo_length
+from .run import Run
+
+if TYPE_CHECKING:
+    from .coordinator import Coordinator
+
+MUSTER_S = 1.0  # a member that spoke so recently is on its way back for its next lease: a round waits for it
+NO_WORKERS_AFTER_S = 15.0  # workers that are starting, or a cluster that replaces one, get so long
+SOLO_PIPELINE = 2  # rounds of a solo entry at once: one merging, one at work
+
+
+def spans_of(indices: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
+    """Indices in ascending order as [start, stop, step] spans: one for a contiguous lease or a gang's rank."""
+    if not indices:
+        return ()
+    step = indices[1] - indices[0] if len(indices) > 1 else 1
+    if all(b - a == step for a, b in pairwise(indices)):
+        return ((indices[0], indices[-1] + 1, step),)
+    return tuple((i, i + 1, 1) for i in indices)
+
+
+class Leasing:
+    """The part of the coordinator that decides about leases."""
+
+    def __init__(self, hub: Coordinator) -> None:
+        self._hub = hub
+        self._turn = 0
+
+    # --- giving -----------------------------------------------------------------------------------------
+
+    def dispatch(self) -> None:
+        """Gives every lease that can be given now. Runs take turns, so that several share the workers."""
+        wanting = [r for r in self._hub.runs.values() if r.leasing and r.entry is not None]
+        self._turn += 1
+        for i in range(len(wanting)):
+            run = wanting[(i + self._turn) % len(wanting)]
+            assert run.entry is not None
+            serve = {"solo": self._serve_solo, "local": self._serve_local, "gang": self._serve_gang}[run.entry.held]
+            serve(run, run.entry, len(wanting))
+
+    def members(self, run: Run) -> list[Member]:
+        """The members that the run may use."""
+        anywhere = run.backend not in ("local", "depin")
+        return [m for m in self._hub.members.values() if (anywhere or m.backend == run.backend) and not m.barred(run.run_id)]
+
+    def _muster(self, run: Run, runs: int) -> list[Member]:
+        """The free members that wait for a lease; nobody while one of the free is on its way back."""
+        free = [m for m in self.members(run) if m.free]
+        now = self._hub.clock.monotonic()
+        if any(m.parked is None and now - m.seen_s < MUSTER_S for m in free):
+            return []
+        parked = sorted((m for m in free if m.parked is not None), key=lambda m: m.worker_id)
+        return parked[: fair_share(len(parked), runs)]
+
+    def _may_open(self, entry: Entry, wanted: int) -> bool:
+        """Enough units, or none that will come before some of these are done."""
+        return entry.open_units >= wanted or (entry.open_units > 0 and (entry.closed or entry.polls > 0 or entry.exit_at is not None))
+
+    def _rates(self, run: Run, entry: Entry, members: Sequence[Member]) -> dict[str, float]:
+        return {m.worker_id: m.rate(run.run_id, entry.spec.seconds_per_iteration) for m in members}
+
+    def _serve_solo(self, run: Run, entry: Entry, runs: int) -> None:
+        if entry.round is not None or len(entry.rounds) >= SOLO_PIPELINE or not self._may_open(entry, 1):
+            return
+        if entry.solo_worker:
+            ready = [m for m in self.members(run) if m.worker_id == entry.solo_worker and m.parked is not None and m.free]
+        else:
+            mustered = self._muster(run, runs)
+            ready = [m for m in mustered if m.worker_id == run.solo_worker]
+            if not ready and mustered:
+                best = fastest(self._rates(run, entry, mustered))
+                ready = [m for m in mustered if m.worker_id == best]
+        if not ready:
+            return
+        member = ready[0]
+        entry.solo_length = solo_length(entry.solo_length, member.rates.get(run.run_id))
+        rnd = Round("solo", run.version + sum(1 for r in entry.rounds if r.pending))
+        if self._lend_contiguous(run, entry, rnd, member, entry.solo_length):
+            entry.solo_worker = run.solo_worker = member.worker_id
+            entry.rounds.append(rnd)
+
+    def _serve_local(self, run: Run, entry: Entry, runs: int) -> None:
+        if (rnd := entry.round) is not None:
+            self._join_round(run, entry, rnd)
+            return
+        if entry.busy:
+            return
+        members = self._muster(run, runs)
+        wanted = round_units("local", entry.spec.strategy, len(members), 0)
+        if not members or not self._may_open(entry, wanted):
+            return
+        # one unit stays back as long as the kernel may close the entry later: the last round has to be known as the last
+        usable = entry.open_units - (0 if entry.closed or entry.spec.total is not None else 1)
+        if usable < 1:
+            usable = entry.open_units
+        rnd = Round("local", run.version)
+        by_id = {m.worker_id: m for m in members}
+        for worker_id, count in strategy.cut(usable, self._rates(run, entry, members), entry.spec.strategy).items():
+            if not self._lend_contiguous(run, entry, rnd, by_id[worker_id], count):
+                break
+        self._opened(entry, rnd)
+
+    def _join_round(self, run: Run, entry: Entry, rnd: Round) -> None:
+        """What a lost member left open goes to a member that came in mid-round; the others wait for the next round."""
+        for member in self.members(run):
+            lost = entry.peek(entry.spec.strategy.inner_steps, contiguous=True, among=rnd.lost) if rnd.lost else []
+            if lost and member.free and member.parked is not None and rnd.takes(member):
+                if not self._lend_contiguous(run, entry, rnd, member, len(lost), among=rnd.lost):
+                    return
+                rnd.lost.difference_update(lost)
+
+    def _serve_gang(self, run: Run, entry: Entry, runs: int) -> None:
+        if entry.busy:
+            return
+        members = self._muster(run, runs)
+        config = entry.spec.strategy
+        if not members or not self._may_open(entry, round_units("gang", config, len(members), 0)):
+            return
+        limit = entry.gang_limit
+        span = entry.peek(max(1, config.inner_steps) * len(members), contiguous=True, at_most=limit)
+        parts = strategy.cut_gang(len(span), len(members), config, closed=True)
+        if not entry.closed and limit is None and entry.exit_at is None:
+            parts = strategy.cut_gang(len(span), len(members), config, closed=False) or parts
+        if not parts:
+            return
+        units = [entry.unit_of(i) for i in span[: sum(len(p.units) for p in parts)]]
+        costs = [self._worst(entry, m, len(p.units)) for m, p in zip(members, parts, strict=False)]
+        if not run.budget.allows(sum(costs[1:], costs[0])):
+            self._out_of_budget(run, entry)
+            return
+        size = len(parts)
+        weights = [sum(u.samples for u in units[i : i + size]) for i in range(0, len(units), size)]
+        gang = GangCall(f"{run.run_id}-{entry.entry_id}-g{entry.leases}", size, self._hub.executor, self._hub.change_limit(run))
+        rnd = Round("gang", run.version, gang=gang)
+        taken = entry.take([u.index for u in units])
+        for member, part in zip(members, parts, strict=False):
+            own = tuple(taken[i] for i in part.units)
+            samples = tuple(weights[g] for g in part.groups)
+            self._lend(run, entry, rnd, member, own, gang.gang_id, part, samples, size)
+        self._opened(entry, rnd)
+
+    def _opened(self, entry: Entry, rnd: Round) -> None:
+        if rnd.records:
+            entry.rounds.append(rnd)
+            entry.changed.notify()  # the kernel may send more
+
+    def _worst(self, entry: Entry, member: Member, units: int) -> Amount:
+        return lease_cost(self._hub.prices, member.profile, entry.spec.flops_per_iteration * units)
+
+    def _lend_contiguous(self, run: Run, entry: Entry, rnd: Round, member: Member, count: int, among: set[int] | None = None) -> bool:
+        """Lends up to `count` units, fewer where only fewer fit the budget. False, and the entry halts, when not even one does."""
+        indices = entry.peek(count, contiguous=True, among=among)
+        while indices and not run.budget.allows(self._worst(entry, member, len(indices))):
+            indices = indices[: len(indices) // 2]
+            if not indices:
+                self._out_of_budget(run, entry)
+                return False
+        if not indices:
+            return False
+        self._lend(run, entry, rnd, member, entry.take(indices))
+        return True
+
+    def _lend(
+        self,
+        run: Run,
+        entry: Entry,
+        rnd: Round,
+        member: Member,
+        units: tuple[Unit, ...],
+        gang: str = "",
+        part: strategy.GangPart | None = None,
+        group_samples: tuple[int, ...] = (),
+        size: int = 1,
+    ) -> None:
+        now = self._hub.clock.monotonic()
+        lease = Lease(
+            lease_id=entry.next_lease_id(),
+            run_id=run.run_id,
+            entry_id=entry.entry_id,
+            base_version=rnd.base_version,
+            units=units,
+            final=entry.is_final(),
+            gang=gang,
+            rank=part.rank if part else 0,
+            size=size,
+            groups=part.groups if part else (),
+            group_samples=group_samples,
+            group_size=part.group_size if part else (),
+            base_iteration=entry.spec.first + len(entry.merged),
+        )
+        cost = self._worst(entry, member, len(units))
+        run.budget = run.budget.reserve(cost)
+        rate = member.rate(run.run_id, entry.spec.seconds_per_iteration)
+        pace = Pace(len(units), rate, run.run_id in member.rates, self._hub.transfer_bytes(run, entry))
+        record = LeaseRecord(lease, member, cost, now, now + pace.deadline_s())
+        record.go(Trigger.LEASE)
+        rnd.records.append(record)
+        run.bytes_down += sum(len(u.data) for u in units)
+        run.tally(member, self._hub.prices).began(run.clock(now))
+        member.holds, member.holds_run = lease.lease_id, run.run_id
+        assert member.parked is not None
+        member.parked.set_result({"lease": lease.to_dict()})
+        member.parked = None
+
+    def _out_of_budget(self, run: Run, entry: Entry) -> None:
+        if not entry.halt:
+            entry.halt = "budget"
+            run.say("budget", self._hub.clock.now(), "The budget is used up: the next lease would overspend it.")
+            entry.changed.notify()
+
+    # --- taking back --------------------------------------------------------------------------------------
+
+    def withdraw(self, run: Run, entry: Entry, record: LeaseRecord, trigger: Trigger, reason: str, *, wanted: bool = True) -> None:
+        """A lease comes to nothing: its units are open again (unless no longer `wanted`), nothing is owed for it.
+
+        A gang goes with any of its leases, and a solo entry with its worker.
+        """
+        rnd = next(r for r in entry.rounds if record in r.records)
+        group = rnd.records if rnd.gang is not None else [record]
+        if rnd.gang is not None:
+            rnd.gang.abort(reason)
+        for each in group:
+            if each.state not in (*OUT, LeaseState.ACCEPTED):
+                continue
+            own = trigger if each is record or trigger is Trigger.DISCARD else Trigger.LOSE
+            self.end(run, entry, each, own, reason, wanted)
+            rnd.lost.update(u.index for u in each.lease.units if wanted)
+        if rnd.kind == "solo" and wanted and not entry.halt:
+            self._lose_solo(run, entry)
+
+    def end(self, run: Run, entry: Entry, record: LeaseRecord, trigger: Trigger, reason: str, wanted: bool) -> None:
+        """One lease comes to nothing, whatever becomes of its round."""
+        now = self._hub.clock.monotonic()
+        if trigger is Trigger.DISCARD and record.state in (LeaseState.SUBMITTED, LeaseState.ACCEPTED):
+            record.go(Trigger.LOSE)  # without a valid report that counts, nothing is owed
+        record.go(trigger)
+        record.reason, record.report, record.change = reason, None, None
+        run.budget = run.budget.release(record.reserved)
+        lease, member = record.lease, record.member
+        if member.holds == lease.lease_id:
+            member.holds = member.holds_run = ""
+            run.tally(member, self._hub.prices).ended(run.clock(now), 0.0, lost=True)
+        indices = [u.index for u in lease.units]
+        if wanted:
+            entry.put_back(lease.units)
+        run.backlog.append(
+            LeaseRow(
+                lease.lease_id, entry.entry_id, member.worker_id, lease.base_version, None, record.state.value, spans_of(indices), 0,
+                self._hub.clock.now(), reason=f"{trigger.value}: {reason}"[:500], gang=lease.gang,
+            )
+        )  # fmt: skip
+
+    def _lose_solo(self, run: Run, entry: Entry) -> None:
+        entry.halt = "solo-lost"
+        run.solo_worker = ""
+        run.say("solo-lost", self._hub.clock.now(), f"{entry.solo_worker} is gone; the loop goes on from the last merge on another worker.")
+
+    def member_gone(self, member: Member) -> None:
+        """A worker's connection is closed: what it held is open again at once."""
+        now = self._hub.clock.now()
+        for run in self._hub.runs.values():
+            entry, tally = run.entry, run.tallies.get(member.worker_id)
+            record = entry.record(member.holds) if entry is not None and member.holds_run == run.run_id else None
+            if tally is not None:
+                tally.gone = "lost" if record is not None else "left"
+            if entry is None:
+                continue
+            if record is not None and record.state is LeaseState.LEASED:
+                what = f"{member.worker_id} is gone: its {len(record.lease.units)} iterations are leased again."
+                run.say("worker-lost", now, what, worker=member.worker_id)
+                self.withdraw(run, entry, record, Trigger.LOSE, "its worker is gone")
+                assert tally is not None
+                tally.gone = "lost"
+            elif entry.held == "solo" and entry.solo_worker == member.worker_id and not entry.halt:
+                self._lose_solo(run, entry)
+            self._hub.commits.close_rounds(run, entry)
+            entry.changed.notify()
+        if member.parked is not None and not member.parked.done():
+            member.parked.set_result({"leave": True})
+            member.parked = None
+
+    # --- time -------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """What passes by itself: deadlines, and runs without any worker."""
+        now = self._hub.clock.monotonic()
+        for run in list(self._hub.runs.values()):
+            entry = run.entry
+            if entry is None or run.ended:
+                continue
+            for record in [r for rnd in entry.rounds for r in rnd.records]:
+                if record.state is LeaseState.LEASED and now > record.deadline_s:
+                    run.say("expired", self._hub.clock.now(), f"{record.member.worker_id} was too late; its iterations are leased again.")
+                    self.withdraw(run, entry, record, Trigger.EXPIRE, "past its deadline")
+            self.check_workers(run, entry, now)
+            self._hub.commits.close_rounds(run, entry)
+        self.dispatch()
+
+    def check_workers(self, run: Run, entry: Entry, now: float) -> None:
+        if entry.halt or self.members(run):
+            run.without_workers_s = None
+            return
+        barred = [m for m in self._hub.members.values() if m.barred(run.run_id)]
+        if barred:
+            entry.halt = "failed"
+            entry.error = error_of(self._hub.rejected_error(run, barred))
+        elif run.without_workers_s is None:
+            run.without_workers_s = now
+        elif now - run.without_workers_s > NO_WORKERS_AFTER_S and not entry.busy:
+            entry.halt = "no-workers"
+        if entry.halt:
+            entry.changed.notify()
+
+    def want(self, run: Run, entry: Entry) -> int:
+        """Units that the kernel should send now."""
+        workers = max(1, len(self.members(run)))
+        member = next((m for m in self._hub.members.values() if m.worker_id == entry.solo_worker), None)
+        rate = member.rates.get(run.run_id) if member else None
+        return entry.want(ahead(entry.held, entry.spec.strategy, workers, entry.solo_length, rate))

@@ -1,0 +1,152 @@
+"""Workers as the hub knows them, and what each did for a run."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from depin_nb.core.amount import DPN, Amount
+from depin_nb.core.status import Device
+
+LANE_S = 60.0
+MAX_SPANS = 64
+SMOOTHING = 0.5  # weight of the newest measurement: a device's speed changes with heat and battery, within a few leases
+MAX_REJECTED = 3
+KINDS = ("local", "phone", "laptop", "single-board", "cloud")
+
+
+@dataclass
+class Member:
+    """A joined worker. `address`: Dask's; `speed`: relative to this machine's core, a fact it gave; `holds`: id of the lease it has.
+
+    `parked`: the open `depin_lease` call, if it waits in one; `seen_s`: when it last said anything (monotonic).
+    """
+
+    address: str
+    worker_id: str
+    profile: str
+    wallet: str
+    backend: str
+    simulated: bool
+    speed: float
+    session: str
+    seen_s: float
+    holds: str = ""
+    holds_run: str = ""
+    parked: asyncio.Future[dict[str, Any]] | None = None
+    rejected: dict[str, int] = field(default_factory=dict)  # by run
+    rates: dict[str, float] = field(default_factory=dict)  # by run: iterations/s, measured
+
+    def rate(self, run_id: str, seconds_per_iteration: float) -> float:
+        """Iterations per second to expect; before the first report the device's own figure."""
+        measured = self.rates.get(run_id)
+        return measured if measured else max(1e-6, self.speed / max(seconds_per_iteration, 1e-6))
+
+    def measured(self, run_id: str, iterations: int, seconds: float) -> None:
+        if seconds <= 0 or iterations <= 0:
+            return
+        rate, before = iterations / seconds, self.rates.get(run_id)
+        self.rates[run_id] = rate if before is None else SMOOTHING * rate + (1 - SMOOTHING) * before
+
+    def barred(self, run_id: str) -> bool:
+        return self.rejected.get(run_id, 0) >= MAX_REJECTED
+
+    @property
+    def free(self) -> bool:
+        return not self.holds
+
+
+def member_of(address: str, profile: str, wallet: str, facts: Mapping[str, Any], session: str, now_s: float) -> Member:
+    """A member from what a worker says of itself; odd facts are replaced, not believed."""
+    speed = facts.get("speed", 1.0)
+    if isinstance(speed, bool) or not isinstance(speed, (int, float)) or not math.isfinite(speed) or speed <= 0:
+        speed = 1.0
+    local = profile == "local"
+    return Member(
+        address=address,
+        worker_id=str(facts.get("name") or address)[:128],
+        profile=profile,
+        wallet=str(wallet),
+        backend=str(facts.get("backend") or ("local" if local else "depin"))[:32],
+        simulated=bool(facts.get("simulated", not local)),
+        speed=min(max(float(speed), 1e-3), 1e4),
+        session=session,
+        seen_s=now_s,
+    )
+
+
+@dataclass
+class Tally:
+    """What one worker did for one run; stays when the worker leaves. Times on the run's clock, in seconds."""
+
+    worker_id: str
+    profile: str
+    simulated: bool
+    wallet: str
+    price: str
+    iterations: int = 0
+    samples: int = 0
+    leases: int = 0
+    earned: int = 0  # DPN base units
+    paid: int = 0
+    gone: str = ""  # "" | lost | left
+    since_s: float | None = None  # start of the lease it holds
+    spans: deque[tuple[float, float, str]] = field(default_factory=lambda: deque(maxlen=MAX_SPANS))
+    recent: deque[tuple[float, float, int]] = field(default_factory=lambda: deque(maxlen=16))  # (from, to, samples)
+
+    def began(self, at_s: float) -> None:
+        last = self.spans[-1][1] if self.spans else None
+        if last is not None and at_s > last:
+            self.spans.append((last, at_s, "wait"))
+        self.since_s = at_s
+
+    def ended(self, at_s: float, busy_s: float, *, lost: bool = False) -> None:
+        """The lease came to its end; of the time since `began`, `busy_s` was work and the rest transfer."""
+        start = at_s if self.since_s is None else self.since_s
+        if lost:
+            self.spans.append((start, at_s, "lost"))
+        else:
+            middle = min(at_s, start + max(0.0, busy_s)) if math.isfinite(busy_s) else at_s
+            self.spans.append((start, middle, "work"))
+            if at_s > middle:
+                self.spans.append((middle, at_s, "send"))
+        self.since_s = None
+
+    def accepted(self, at_s: float, start_s: float, iterations: int, samples: int, units_dpn: int) -> None:
+        self.iterations += iterations
+        self.samples += samples
+        self.leases += 1
+        self.earned += units_dpn
+        self.recent.append((start_s, at_s, samples))
+
+    def device(self, now_s: float) -> Device:
+        """As shown, at `now_s`."""
+        begin = now_s - LANE_S
+        spans = [(max(a, begin), b, s) for a, b, s in self.spans if b > begin]
+        if self.since_s is not None:
+            spans.append((max(self.since_s, begin), now_s, "work"))
+        elif spans and not self.gone and now_s > spans[-1][1]:
+            spans.append((spans[-1][1], now_s, "wait"))
+        state = self.gone or ("working" if self.since_s is not None else "waiting" if self.leases else "idle")
+        speed = 0.0
+        if self.recent and not self.gone:
+            speed = sum(s for _, _, s in self.recent) / max(1e-3, self.recent[-1][1] - self.recent[0][0])
+        return Device(
+            worker_id=self.worker_id,
+            name=self.worker_id,
+            kind=self.profile if self.profile in KINDS else "cloud",
+            simulated=self.simulated,
+            state=state,
+            iterations=self.iterations,
+            samples=self.samples,
+            samples_per_s=round(speed, 3),
+            lane=tuple((round(a, 3), round(b, 3), s) for a, b, s in spans),
+            earned=Amount(self.earned, DPN),
+            paid=Amount(self.paid, DPN),
+            wallet=self.wallet,
+            price=self.price,
+        )

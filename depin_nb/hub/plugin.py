@@ -1,0 +1,81 @@
+"""The scheduler plugin: Dask's RPC to the coordinator's operations, and closed connections to lost workers. Decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from distributed import Scheduler
+from distributed.diagnostics.plugin import SchedulerPlugin
+
+from .answers import error_answer
+from .coordinator import Coordinator
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.25
+KERNEL_OPS = ("run_start", "run_finish", "blob_missing", "blob_put", "entry_open", "units", "results", "state", "entry_close")
+SHARED_OPS = ("control", "status")  # kernels, displays and the command line
+WORKER_OPS = ("join", "lease", "entry", "blob", "version", "reduce", "report", "alive")
+
+
+def answering(operation: Callable[..., Any]) -> Callable[..., Any]:
+    """An operation as Dask may call it: never raises, for exceptions would be pickled."""
+
+    async def handler(**request: Any) -> Any:
+        try:
+            inspect.signature(operation).bind(**request)
+            answer = operation(**request)
+            return await answer if inspect.isawaitable(answer) else answer
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            return error_answer(error)
+
+    handler.__name__ = f"depin_{operation.__name__}"
+    return handler
+
+
+class CoordinatorPlugin(SchedulerPlugin):
+    """Adds the coordinator's `depin_*` operations to a scheduler: `scheduler.add_plugin(plugin)`, then `await plugin.start(scheduler)`.
+
+    The hub's own `depin_hub`, `depin_scale` and `depin_shutdown` are app.py's.
+    """
+
+    name = "depin"
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self.coordinator = coordinator
+        self._ticking: asyncio.Task[None] | None = None
+
+    async def start(self, scheduler: Scheduler) -> None:
+        """Also called by Dask when the plugin is registered by RPC; twice does no harm."""
+        for op in (*KERNEL_OPS, *SHARED_OPS):
+            scheduler.handlers[f"depin_{op}"] = answering(getattr(self.coordinator.kernel, op))
+        for op in WORKER_OPS:
+            scheduler.handlers[f"depin_{op}"] = answering(getattr(self.coordinator.workers, op))
+        if self._ticking is None:
+            self._ticking = asyncio.get_running_loop().create_task(self._tick())
+
+    async def close(self) -> None:
+        """Stops ticking; the coordinator's own `close` ends runs in order and comes before."""
+        if self._ticking is not None:
+            self._ticking.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._ticking
+            self._ticking = None
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:  # noqa: ARG002
+        self.coordinator.worker_lost(worker)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            try:
+                self.coordinator.tick()
+            except Exception:
+                log.exception("a tick failed")

@@ -1,0 +1,62 @@
+"""What the next leases are: pure arithmetic on units, speeds and times. Who gets them and when is leasing.py's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from depin_nb.core.lease import StrategyConfig
+
+SOLO_TARGET_S = 1.0  # a solo lease takes about so long: interrupts and displays stay live
+SOLO_FIRST = 2
+SOLO_MAX = 512
+SOLO_AHEAD_S = 3.0  # units fed ahead for a solo worker
+DEADLINE_FACTOR = 6.0
+DEADLINE_MIN_S = 10.0
+FIRST_LEASE_S = 30.0  # opening a program imports torch and what the cell imports
+SLOWEST_LINK_BYTES_S = 62_500.0  # 0.5 Mbit/s: a device with less doesn't get its lease done anyway
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a deadline is made from. `measured`: this device has done leases of this run; `transfer_bytes`: what it may have to move."""
+
+    units: int
+    rate: float
+    measured: bool
+    transfer_bytes: int
+
+    def deadline_s(self) -> float:
+        """Seconds until the lease is given to somebody else. Generous: being early throws work away, being late costs a round."""
+        expected_s = self.units / self.rate
+        allowed_s = max(DEADLINE_MIN_S, DEADLINE_FACTOR * expected_s) + self.transfer_bytes / SLOWEST_LINK_BYTES_S
+        return allowed_s if self.measured else allowed_s + FIRST_LEASE_S
+
+
+def solo_length(previous: int, rate: float | None) -> int:
+    """Iterations of the next solo lease: doubling up to what takes about a second; small before the first measurement."""
+    if rate is None:
+        return SOLO_FIRST
+    return max(1, min(2 * previous, int(rate * SOLO_TARGET_S), SOLO_MAX))
+
+
+def round_units(kind: str, config: StrategyConfig, workers: int, length: int) -> int:
+    """Units of one round with that many workers: the size at which it may open without waiting for more."""
+    return max(1, length) if kind == "solo" else max(1, config.inner_steps) * max(1, workers)
+
+
+def ahead(kind: str, config: StrategyConfig, workers: int, length: int, rate: float | None) -> int:
+    """Units that should be queued: about two rounds, so that the next round never waits for the kernel."""
+    if kind != "solo":
+        return 2 * round_units(kind, config, workers, length)
+    return max(8, 4 * length, min(2 * SOLO_MAX, int((rate or 0.0) * SOLO_AHEAD_S)))
+
+
+def fair_share(free: int, runs: int) -> int:
+    """Workers for one of several runs that want some now."""
+    return max(1, -(-free // max(1, runs)))
+
+
+def fastest(rates: Mapping[str, float]) -> str:
+    """The worker with the highest rate; by name among equals."""
+    return min(rates, key=lambda worker: (-rates[worker], worker))

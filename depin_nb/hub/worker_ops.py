@@ -1,0 +1,276 @@
+"""The operations of docs/protocol.md that workers call. All that comes in is hostile until it is checked here."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from depin_nb.core.errors import CodecError, HubError, UsageError
+from depin_nb.core.lease import Report
+from depin_nb.ledger.wallet import is_address
+from depin_nb.training.compress import Change, decode_change
+from depin_nb.training.lifecycle import LeaseState, Trigger
+
+from .entry import OUT, Entry, LeaseRecord
+from .members import Member, member_of
+from .run import Run
+
+if TYPE_CHECKING:
+    from depin_nb.core.state import State
+
+    from .coordinator import Coordinator
+
+MAX_LOG_BYTES = 64 << 20
+MAX_WAIT_S = 60.0
+EXITS = ("", "break", "return", "error")
+LATE = "this lease is no longer yours"
+
+
+def checked_report(data: Any, record: LeaseRecord) -> Report:
+    """The report, in the shape and sizes that its lease allows. Raises CodecError otherwise."""
+    try:
+        report = Report.from_dict(data)
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
+        raise CodecError("not a report") from None
+    count = len(record.lease.units)
+    if report.done == 0 and isinstance(report.extra, dict) and isinstance(report.extra.get("failed"), str):
+        raise CodecError(f"the lease could not be run: {report.extra['failed'][:1000]}")
+    if type(report.done) is not int or not 1 <= report.done <= count or report.exit not in EXITS:
+        raise CodecError("a report says what its lease doesn't allow")
+    if report.done != count and not report.exit:
+        raise CodecError(f"{report.done} of {count} iterations were done and the loop wasn't left")
+    if len(report.logs) != report.done or not all(isinstance(text, bytes) for text in (*report.logs, report.left, report.change)):
+        raise CodecError("a report has a log for each iteration, as bytes")
+    if sum(map(len, report.logs)) + len(report.left) > MAX_LOG_BYTES:
+        raise CodecError(f"a lease's logs are more than {MAX_LOG_BYTES >> 20} MiB", hint="Keep less per iteration, or print less.")
+    if isinstance(report.seconds, bool) or not isinstance(report.seconds, (int, float)) or not 0 <= report.seconds < 1e9:
+        raise CodecError("a report's time is malformed")
+    indices = {u.index for u in record.lease.units[: report.done]}
+    seen = {index: loss for index, loss in report.losses[: 4 * report.done] if index in indices and math.isfinite(loss)}
+    return Report(
+        report.lease_id,
+        report.done,
+        report.logs,
+        report.change,
+        report.left,
+        report.exit,
+        tuple(sorted(seen.items())),
+        float(report.seconds),
+    )
+
+
+class WorkerOps:
+    """One method for each operation, by the protocol's names and arguments. Errors are raised; the plugin makes them data."""
+
+    def __init__(self, hub: Coordinator) -> None:
+        self._hub = hub
+
+    def _member(self, worker: str) -> Member:
+        member = self._hub.members.get(worker)
+        if member is None:
+            raise HubError("this worker hasn't joined", hint="It must call depin_join first.")
+        member.seen_s = self._hub.clock.monotonic()
+        return member
+
+    def _run(self, run: str) -> Run:
+        found = self._hub.runs.get(run)
+        if found is None:
+            raise HubError(f"{run!r} is not an active run")
+        return found
+
+    def _entry(self, run: Run, entry: int) -> Entry:
+        if run.entry is None or run.entry.entry_id != entry:
+            raise HubError(f"entry {entry} of {run.run_id} is closed")
+        return run.entry
+
+    def join(self, worker: str, profile: str, wallet: str, facts: dict[str, Any] | None = None) -> dict[str, Any]:
+        """A worker is here. Joining again replaces what it said before. Raises ConfigError for a profile without price."""
+        hub = self._hub
+        hub.prices.price(profile)
+        if not isinstance(worker, str) or not isinstance(wallet, str) or not is_address(wallet):
+            raise UsageError("a worker joins with its address and its wallet's public key")
+        if (before := hub.members.pop(worker, None)) is not None:
+            hub.leasing.member_gone(before)
+        hub.members[worker] = member_of(
+            worker, profile, wallet, facts if isinstance(facts, dict) else {}, secrets.token_hex(8), hub.clock.monotonic()
+        )
+        for run in hub.runs.values():
+            run.without_workers_s = None
+        hub.changed.notify()
+        return {"session": hub.members[worker].session}
+
+    async def lease(self, worker: str, timeout_s: float = 30.0) -> dict[str, Any]:
+        """`{"lease"}` as soon as there is one, `{"wait": True}` after `timeout_s`, `{"leave": True}` for a worker that isn't wanted."""
+        hub = self._hub
+        member = hub.members.get(worker)
+        if member is None:
+            return {"leave": True}
+        member.seen_s = hub.clock.monotonic()
+        self._drop_held(member)
+        if member.parked is not None and not member.parked.done():
+            member.parked.set_result({"wait": True})  # an older call of the same worker: only one can get the lease
+        parked: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        member.parked = parked
+        hub.leasing.dispatch()
+        try:
+            await asyncio.wait({parked}, timeout=min(max(0.0, float(timeout_s)), MAX_WAIT_S))
+        except asyncio.CancelledError:
+            if parked.done():
+                self._drop_held(member)
+            raise
+        finally:
+            member.seen_s = hub.clock.monotonic()
+            if member.parked is parked:
+                member.parked = None
+        return parked.result() if parked.done() else {"wait": True}
+
+    def _drop_held(self, member: Member) -> None:
+        """A worker that asks anew doesn't work on what it held: its answer was lost, or it gave up."""
+        run = self._hub.runs.get(member.holds_run)
+        entry = run.entry if run is not None else None
+        record = entry.record(member.holds) if entry is not None and member.holds else None
+        if run is None or entry is None or record is None:
+            member.holds = member.holds_run = ""
+        elif record.state is LeaseState.LEASED:
+            self._hub.leasing.withdraw(run, entry, record, Trigger.LOSE, "its worker asked for another one")
+            self._hub.commits.close_rounds(run, entry)
+
+    def entry(self, worker: str, run: str, entry: int) -> dict[str, Any]:
+        self._member(worker)
+        return {"spec": self._entry(self._run(run), entry).spec.to_dict()}
+
+    async def blob(self, worker: str, run: str, digest: str) -> dict[str, Any]:
+        self._member(worker)
+        active = self._run(run)
+        spec = active.entry.spec if active.entry is not None else None
+        if spec is None or (digest != spec.program and digest not in spec.blobs):
+            raise HubError("that blob isn't part of this run")
+        data = await self._hub.in_executor(self._hub.blobs.get, digest)
+        active.bytes_down += len(data)
+        return {"data": data}
+
+    async def version(self, worker: str, run: str, version: int) -> dict[str, Any]:
+        self._member(worker)
+        active = self._run(run)
+        if type(version) is not int or version < 0:
+            raise HubError("that isn't a version")
+        data = await self._hub.in_executor(self._hub.states.read, active.run_id, version)
+        active.bytes_down += len(data)
+        return {"version": version, "state": data}
+
+    async def reduce(self, worker: str, run: str, gang: str, step: int, rank: int, weight: float, data: bytes) -> dict[str, Any]:
+        """`{"data": codec gradients}`, the same bytes for all ranks, or `{"abort": reason}`."""
+        member = self._member(worker)
+        active = self._run(run)
+        entry = active.entry
+        record = entry.record(member.holds) if entry is not None and member.holds_run == run else None
+        rnd = entry.round if entry is not None else None
+        if entry is None or record is None or rnd is None or rnd.gang is None or record not in rnd.records:
+            return {"abort": LATE}
+        lease = record.lease
+        if lease.gang != gang or lease.rank != rank or type(step) is not int or not isinstance(data, bytes):
+            return {"abort": "not this worker's place in the gang"}
+        active.bytes_up += len(data)
+        mean = await rnd.gang.reduce(rank, step, weight, data)
+        member.seen_s = self._hub.clock.monotonic()
+        if mean is None:
+            if record.state in OUT:
+                self._hub.leasing.withdraw(active, entry, record, Trigger.LOSE, rnd.gang.aborted)
+                active.say("gang", self._hub.clock.now(), f"A gang was given up and forms anew: {rnd.gang.aborted}")
+                self._hub.commits.close_rounds(active, entry)
+                self._hub.leasing.dispatch()
+            return {"abort": rnd.gang.aborted}
+        active.bytes_down += len(mean)
+        return {"data": mean}
+
+    def alive(self, worker: str, lease: str) -> dict[str, Any]:
+        member = self._hub.members.get(worker)
+        if member is None:
+            return {"go": False}
+        member.seen_s = self._hub.clock.monotonic()
+        return {"go": member.holds == lease}
+
+    async def report(self, worker: str, report: dict[str, Any]) -> dict[str, Any]:
+        """Takes a lease's report if its worker still holds the lease; what it says is checked before it counts."""
+        hub = self._hub
+        member = self._member(worker)
+        run = hub.runs.get(member.holds_run)
+        entry = run.entry if run is not None else None
+        lease_id = report.get("lease_id") if isinstance(report, dict) else None
+        record = entry.record(member.holds) if entry is not None and member.holds and member.holds == lease_id else None
+        if run is None or entry is None or record is None or record.state is not LeaseState.LEASED:
+            return {"accepted": False, "reason": LATE}
+        record.go(Trigger.SUBMIT)
+        now = hub.clock.monotonic()
+        try:
+            checked = checked_report(report, record)
+            run.bytes_up += len(checked.change) + len(checked.left) + sum(map(len, checked.logs))
+            await self._earlier_merges(run, entry, record)
+            change = await hub.in_executor(self._decode, checked.change, run.weights, hub.change_limit(run))
+        except CodecError as error:
+            return self._rejected(run, entry, record, error.message)
+        if not record.at(LeaseState.SUBMITTED):
+            return {"accepted": False, "reason": record.reason or LATE}
+        self._accepted(run, entry, record, checked, change, now)
+        return {"accepted": not record.at(LeaseState.OPEN), "reason": record.reason}
+
+    @staticmethod
+    def _decode(data: bytes, base: State, max_bytes: int) -> Change:
+        return decode_change(data, base, max_bytes=max_bytes)
+
+    async def _earlier_merges(self, run: Run, entry: Entry, record: LeaseRecord) -> None:
+        """A solo lease may have gone out before its base was committed: its change is read against that base."""
+        if entry.held == "solo" and record.lease.base_version != run.version:
+            await self._hub.commits.settled(run)
+            if record.lease.base_version != run.version and record.state is LeaseState.SUBMITTED:
+                raise CodecError("its base was never merged")
+
+    def _rejected(self, run: Run, entry: Entry, record: LeaseRecord, reason: str) -> dict[str, Any]:
+        if record.state is LeaseState.SUBMITTED:
+            member = record.member
+            member.rejected[run.run_id] = member.rejected.get(run.run_id, 0) + 1
+            run.say("rejected", self._hub.clock.now(), f"A report of {member.worker_id} was refused: {reason}", worker=member.worker_id)
+            self._hub.last_rejection[run.run_id] = reason
+            self._hub.leasing.withdraw(run, entry, record, Trigger.REJECT, reason)
+            self._hub.leasing.check_workers(run, entry, self._hub.clock.monotonic())
+            self._hub.commits.close_rounds(run, entry)
+            self._hub.leasing.dispatch()
+        return {"accepted": False, "reason": reason}
+
+    def _accepted(self, run: Run, entry: Entry, record: LeaseRecord, report: Report, change: Change, now: float) -> None:
+        hub, member = self._hub, record.member
+        took_s = now - record.given_s
+        # a log is kept once, in the result: the change's bytes are not needed any more
+        record.report = Report(report.lease_id, report.done, report.logs, b"", report.left, report.exit, report.losses, report.seconds)
+        record.change = change
+        record.go(Trigger.ACCEPT)
+        if member.holds == record.lease.lease_id:
+            member.holds = member.holds_run = ""
+        member.seen_s = hub.clock.monotonic()
+        member.measured(run.run_id, report.done, took_s)
+        run.tally(member, hub.prices).ended(run.clock(now), min(report.seconds, took_s))
+        rnd = next(r for r in entry.rounds if record in r.records)
+        if report.exit:
+            self._left_loop(run, entry, record)
+        if rnd.gang is not None and record.state is LeaseState.ACCEPTED:
+            rnd.gang.leave(record.lease.rank)
+        hub.commits.close_rounds(run, entry)
+        hub.leasing.dispatch()
+
+    def _left_loop(self, run: Run, entry: Entry, record: LeaseRecord) -> None:
+        """The body left the loop: nothing beyond that iteration is wanted. A gang that went further runs again up to there."""
+        at = record.last_index
+        rnd = next(r for r in entry.rounds if record in r.records)
+        if rnd.gang is not None:
+            if any(u.index > at for r in rnd.records for u in r.lease.units):
+                self._hub.leasing.withdraw(run, entry, record, Trigger.LOSE, f"the loop was left at iteration {at}")
+                entry.gang_limit = at
+            else:
+                entry.cut_off(at)
+            return
+        entry.cut_off(at)
+        for other in rnd.records:
+            if other.state is LeaseState.LEASED and other.lease.first > at:
+                self._hub.leasing.end(run, entry, other, Trigger.DISCARD, f"the loop was left at iteration {at}", False)

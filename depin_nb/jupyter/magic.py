@@ -1,0 +1,173 @@
+"""`%depin` and `%%depin train`: parse, call the session, show. No logic of their own."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
+from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
+
+from depin_nb.core.errors import BudgetExhausted, VerificationError
+
+from .commands import Command
+from .complete import depin_matcher
+from .parser import parse
+from .trouble import install
+
+
+def load(ip: Any) -> None:
+    """Registers the magics, their completion and the compact rendering of errors on a shell. Loading twice is the same as once."""
+    ip.register_magics(DepinMagics)
+    completer = getattr(ip, "Completer", None)
+    if completer is not None and depin_matcher not in completer.custom_matchers:
+        completer.custom_matchers.append(depin_matcher)
+    install()
+
+
+def unload(ip: Any) -> None:
+    """Takes the magics and their completion away again."""
+    for kind in ("line", "cell"):
+        ip.magics_manager.magics[kind].pop("depin", None)
+    completer = getattr(ip, "Completer", None)
+    if completer is not None and depin_matcher in completer.custom_matchers:
+        completer.custom_matchers.remove(depin_matcher)
+
+
+@magics_class
+class DepinMagics(Magics):
+    """The magic `depin`; each subcommand is one method."""
+
+    @no_var_expand  # or IPython would take $0.10 for a variable
+    @line_cell_magic
+    def depin(self, line: str, cell: str | None = None) -> None:
+        """Trains this notebook's PyTorch loops on a cluster. `%depin` alone shows the commands."""
+        args = parse(line, cell=cell is not None)
+        if args.help:
+            self._help(args.command)
+        elif cell is not None:
+            self._train(args, cell)
+        else:
+            getattr(self, f"_{args.command.name}")(args)
+
+    def _help(self, only: Command | None) -> None:
+        from .tables import help_text
+
+        _display(help_text(only))
+
+    def _up(self, args: Namespace) -> None:
+        from depin_nb import wiring
+
+        from .tables import Shown, workers
+
+        handle = _display(Shown("<i>Starting…</i>", "Starting…"))
+        shown = Shown("<i>Not started.</i>", "Not started.")
+        try:
+            session = wiring.up(args.backend, args.workers, args.budget)
+            shown = workers(session.workers())
+        finally:
+            handle.update(shown)
+
+    def _status(self, _args: Namespace) -> None:
+        from .display import html, text_block
+        from .tables import Shown, workers
+
+        session = _session()
+        _display(workers(session.workers()))
+        for status in session.statuses():
+            _display(Shown(html(status), text_block(status)))
+
+    def _scale(self, args: Namespace) -> None:
+        from .tables import workers
+
+        session = _session()
+        session.scale(args.count, args.backend)
+        _display(workers(session.workers()))
+
+    def _down(self, _args: Namespace) -> None:
+        from depin_nb import wiring
+
+        wiring.down()
+
+    def _runs(self, _args: Namespace) -> None:
+        from depin_nb import wiring
+
+        from .tables import runs
+
+        _display(runs(wiring.runs()))
+
+    def _ledger(self, args: Namespace) -> None:
+        from depin_nb import wiring
+
+        from .tables import payouts
+
+        report = wiring.verify(args.run)
+        _display(payouts(report))
+        if not report.ok:
+            raise VerificationError(f"the payouts of {args.run} don't agree with its receipts", run_id=args.run, problems=report.problems)
+
+    def _budget(self, args: Namespace) -> None:
+        session = _session()
+        session.budget = args.amount
+        for status in session.statuses():
+            if not status.ended:
+                session.control(status.run_id, "budget", args.amount)
+
+    def _pause(self, args: Namespace) -> None:
+        self._control(args)
+
+    def _resume(self, args: Namespace) -> None:
+        self._control(args)
+
+    def _stop(self, args: Namespace) -> None:
+        self._control(args)
+
+    def _control(self, args: Namespace) -> None:
+        _session().control(args.run, args.command.name)
+
+    def _train(self, args: Namespace, cell: str) -> None:
+        from depin_nb.session import TrainOptions
+
+        session = _session()
+        shell: Any = self.shell
+        options = TrainOptions(
+            strategy=args.strategy,
+            budget=args.budget,
+            name=args.name,
+            workers=args.workers,
+            inner_steps=args.inner_steps,
+            bits=args.bits,
+        )
+        if args.dry_run:
+            from .tables import Shown
+
+            plan = session.plan_cell(cell, shell.user_ns, shell=shell, options=options)
+            _display(Shown(plan.html(), plan.text()))
+            return
+        from .display import LiveDisplay
+
+        live = LiveDisplay(shell, control=session.control)
+        state = "failed"
+        status = None
+        try:
+            status = session.train_cell(cell, shell.user_ns, shell=shell, options=options, on_status=live.update).status
+        except KeyboardInterrupt:
+            state = "interrupted"
+            raise
+        except BudgetExhausted:
+            state = "budget"
+            raise
+        finally:
+            live.finish(status, state=state)
+
+
+def _session() -> Any:
+    """The session of this kernel. Raises NoHub."""
+    from depin_nb import wiring
+
+    return wiring.current()
+
+
+def _display(shown: Any) -> Any:
+    from IPython.display import display
+
+    return display(shown, display_id=True)  # type: ignore[no-untyped-call,unused-ignore]

@@ -1,0 +1,137 @@
+"""What the magics show that isn't a run: help, workers, the list of runs, a check of the ledger. Each as HTML and as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from depin_nb.core.amount import DPN, Amount
+from depin_nb.core.status import Device
+
+from .commands import COMMANDS, Command
+from .figures import clip, count, duration, short
+from .html import badge
+from .style import style
+from .text import table
+from .view import plain_name
+
+if TYPE_CHECKING:
+    from depin_nb.ledger.verify import VerifyReport
+
+
+@dataclass(frozen=True)
+class Shown:
+    """HTML for a notebook, text for a terminal."""
+
+    html: str
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table's cell: its text, HTML after it, and the whole of what is shortened."""
+
+    text: str
+    after: str = ""
+    title: str = ""
+
+
+def help_text(only: Command | None = None) -> Shown:
+    """All commands, or one with its arguments."""
+    if only is None:
+        rows = [[Cell(c.brief), Cell(c.about)] for c in COMMANDS]
+        return card("depin", rows, ["Command", "What it does"], note="Add --help to a command for its options.", left=2)
+    rows = [[Cell(a.usage.strip("[]")), Cell(a.about)] for a in only.arguments]
+    return card(only.usage, rows, ["Argument", "What it is"] if rows else [], note=only.about, left=2)
+
+
+def workers(devices: Sequence[Device], title: str = "Workers") -> Shown:
+    """The workers with kind, price and the *simulated* label."""
+    rows = [
+        [
+            Cell(plain_name(d) + (" (simulated)" if d.simulated else "")),
+            Cell(d.kind),
+            Cell(d.state),
+            Cell(f"{d.price} quoted" if d.price else "-"),
+            Cell(short(d.wallet) or "-", title=d.wallet),
+        ]
+        for d in devices
+    ]
+    return card(title, rows, ["Worker", "Kind", "State", "Price", "Wallet"], note="" if rows else "No workers: `%depin scale 2`.", left=5)
+
+
+def runs(rows: Iterable[Mapping[str, Any]]) -> Shown:
+    """The journal's runs, newest first; `rows` as `wiring.runs()` gives them."""
+    cells = [_run(row) for row in rows]
+    heads = ["Run", "Name", "State", "Strategy", "Started", "Took", "Iterations", "Spent, metered"]
+    note = "" if cells else "No runs yet. Put `%%depin train` on top of a cell with a training loop."
+    return card("Runs", cells, heads, note=note, left=5)
+
+
+def _run(row: Mapping[str, Any]) -> list[Cell]:
+    summary = row.get("summary") or {}
+    spent = summary.get("spent")
+    started, ended = row.get("started_at"), row.get("ended_at")
+    done = summary.get("iterations_done")
+    return [
+        Cell(str(row.get("run_id", ""))),
+        Cell(clip(str(row.get("name") or ""), 30)),
+        Cell(str(row.get("state", ""))),
+        Cell(clip(str(row.get("strategy") or ""), 40)),
+        Cell(datetime.fromtimestamp(started).strftime("%Y-%m-%d %H:%M") if started else "-"),
+        Cell(duration(ended - started) if started and ended else "-"),
+        Cell(count(done) if isinstance(done, int) else "-"),
+        Cell(Amount.from_dict(spent).text() if isinstance(spent, dict) else "-"),
+    ]
+
+
+def payouts(report: VerifyReport) -> Shown:
+    """What a check of a run's payouts found: what the receipts say beside what the chain says."""
+    rows = [
+        [
+            Cell(row.worker_id),
+            Cell(short(row.wallet), title=row.wallet),
+            Cell(", ".join(short(s) for s in row.signatures) or "-", title=" ".join(row.signatures)),
+            Cell(count(row.receipts)),
+            Cell(Amount(row.units_by_receipts, DPN).text()),
+            Cell(Amount(row.units_by_chain, DPN).text()),
+        ]
+        for row in report.rows
+    ]
+    verdict = "The chain and the receipts agree." if report.ok else " ".join(["They DON'T agree:", *report.problems])
+    note = f"{verdict} Merkle root {report.merkle_root}. Chain: {report.chain}{', simulated value' if report.simulated else ''}."
+    heads = ["Worker", "Wallet", "Signatures", "Receipts", "By receipts, metered", "By chain, settled"]
+    return card(f"Payouts of {report.run_id}", rows, heads, note=note, left=3)
+
+
+def card(title: str, rows: Sequence[Sequence[Cell]], heads: Sequence[str], *, note: str = "", left: int = 1) -> Shown:
+    """A titled table; the first `left` columns to the left, the others to the right."""
+    text = [title, *(["  " + line for line in table(heads, [[c.text for c in row] for row in rows], left)] if rows else [])]
+    if note:
+        text.append(f"  {note}")
+
+    def attributes(i: int) -> str:
+        return " class=depin-l" if i < left else ""
+
+    head = "".join(f"<th{attributes(i)}>{escape(h)}</th>" for i, h in enumerate(heads))
+    body = "".join(f"<tr>{''.join(_td(c, attributes(i)) for i, c in enumerate(row))}</tr>" for row in rows)
+    grid = f'<div class="depin-scroll"><table class="depin-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    foot = f'<div class="depin-foot"><span>{escape(note)}</span></div>' if note else ""
+    html = f'{style()}<div class="depin"><div class="depin-head"><b>{escape(title)}</b></div>{grid if rows else ""}{foot}</div>'
+    return Shown(html, "\n".join(text))
+
+
+def _td(cell: Cell, attributes: str) -> str:
+    simulated = cell.text.endswith(" (simulated)")
+    text = escape(cell.text.removesuffix(" (simulated)")) + badge(simulated) + cell.after
+    title = f' title="{escape(cell.title)}"' if cell.title else ""
+    return f"<td{attributes}{title}>{text}</td>"

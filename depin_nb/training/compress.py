@@ -1,0 +1,241 @@
+"""A state's change as bytes: what a worker sends for a lease, and how the hub reads it without trusting it.
+
+How a slot travels follows from its kind, dtype and size alone (`_form`), so the bytes name no form and can't choose one:
+RAW new values (bit-exact); DELTA, a float32 difference; BLOCKS, a quantised difference (`quantize.py`); BF16, values rounded to bfloat16.
+With 32 bits everything is RAW. Optimizer state never travels as a quantised difference: `exp_avg_sq` must not become negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from depin_nb.core.codec import TORCH_DTYPES, decode, encode
+from depin_nb.core.errors import CodecError
+from depin_nb.core.state import CARRIED, INNER, KINDS, PARAM, RNG, STEP, State
+
+from .quantize import BLOCK, dequantize, quantize
+
+if TYPE_CHECKING:
+    import torch
+
+RAW, DELTA, BLOCKS, BF16 = "raw", "delta", "blocks", "bf16"
+BITS = (4, 8, 32)
+APPEARING = (INNER, STEP, CARRIED, RNG)  # kinds of which a worker may make slots (an optimizer makes its state at the first step)
+RESHAPING = (CARRIED, RNG)  # kinds whose shape may change (a hidden state at a short last batch)
+SOLO_ONLY = (CARRIED, RNG)
+MAX_NEW_SLOTS = 100_000
+MAX_NAME = 1024  # characters
+
+
+@dataclass
+class Change:
+    """What a lease did to its base: `values` are new values by slot, `deltas` differences (float32, the slot's shape).
+
+    `kinds` holds the kind of every slot in either. `plain` is the whole new `State.plain`, None when it didn't change.
+    `removed` names slots that the base has and the new state hasn't (solo only).
+    """
+
+    values: dict[str, torch.Tensor] = field(default_factory=dict)
+    deltas: dict[str, torch.Tensor] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
+    plain: dict[str, Any] | None = None
+    removed: tuple[str, ...] = ()
+
+
+def encode_change(
+    base: State, new: State, *, bits: int, residual: Mapping[str, torch.Tensor] | None = None, include_inner: bool
+) -> tuple[bytes, dict[str, torch.Tensor]]:
+    """`(codec bytes, residual)` of the change from `base` to `new`; slots that are bitwise equal cost nothing.
+
+    `bits` 32: raw new values of every kind. 4 or 8: parameters as differences, quantised where a slot has more than one block;
+    carried tensors and generators stay. `include_inner`: whether float optimizer state goes along.
+    `residual`: what quantisation lost before (float32, by slot), added to this change; the one returned is what is lost now. A caller
+    without error feedback passes none and drops what it gets. Raises CodecError for a slot that can't change this way.
+    """
+    if bits not in BITS:
+        raise CodecError(f"{bits} bits aren't offered", hint="Use 4, 8 or 32.")
+    left = dict(residual or {})
+    slots: dict[str, tuple[str, Any]] = {}
+    for name, value in new.tensors.items():
+        kind, old = new.kinds[name], base.tensors.get(name)
+        if (kind == INNER and not include_inner) or (kind in SOLO_ONLY and bits != 32):
+            continue
+        if old is not None and same_bits(old, value):
+            continue
+        if (
+            base.kinds.get(name, kind) != kind
+            or (old is None and kind not in APPEARING)
+            or (old is not None and not _fits(old, value, kind))
+        ):
+            raise CodecError(f"{name} appeared, or changed its shape, dtype or kind, during the loop", slot=name)
+        slots[name] = kind, _packed(name, kind, old, value, bits, left)
+    removed = [n for n, k in base.kinds.items() if n not in new.tensors and k in APPEARING and (k != INNER or include_inner)]
+    plain = None if encode(base.plain) == encode(new.plain) else new.plain
+    return encode({"bits": bits, "slots": slots, "removed": removed if bits == 32 else [], "plain": plain}), left
+
+
+def _packed(name: str, kind: str, old: torch.Tensor | None, value: torch.Tensor, bits: int, left: dict[str, torch.Tensor]) -> Any:
+    import torch
+
+    form = _form(kind, value, bits)
+    if form == RAW:
+        return value
+    if form == BF16:
+        return value.to(torch.bfloat16), _dtype_name(value)
+    assert old is not None  # only parameters come here, and they don't appear
+    wide = torch.float64 if value.dtype == torch.float64 else torch.float32
+    delta = (value.detach().to(wide) - old.detach().to(wide)).to(torch.float32)
+    if form == DELTA:
+        return delta
+    flat = delta.reshape(-1)
+    if name in left:
+        flat = flat + left[name].reshape(-1)
+    packed, scales, restored = quantize(flat, bits)
+    left[name] = (flat - restored).nan_to_num_(0.0, 0.0, 0.0).reshape(value.shape)
+    return packed, scales
+
+
+def decode_change(data: bytes | bytearray | memoryview, base: State, *, max_bytes: int) -> Change:
+    """The change in `data`, checked against `base` as hostile input. Raises CodecError on anything that doesn't fit.
+
+    `max_bytes` bounds both the message and what slots that `base` lacks take once decoded. Differences, and all floats that came with
+    fewer than 32 bits, are finite (a value may stay infinite or NaN where the base is so already); raw values of 32 bits are the user's.
+    """
+    message = decode(data, max_bytes=max_bytes)
+    if type(message) is not dict or set(message) != {"bits", "slots", "removed", "plain"}:
+        raise CodecError("not a change")
+    bits, slots, removed, plain = (message[key] for key in ("bits", "slots", "removed", "plain"))
+    if type(bits) is not int or bits not in BITS or type(slots) is not dict or type(removed) is not list:
+        raise CodecError("a change's parts are malformed")
+    if plain is not None and not (type(plain) is dict and all(type(name) is str for name in plain)):
+        raise CodecError("a change's plain values are malformed")
+    change = Change(plain=plain, removed=_removed(removed, base, bits, slots))
+    new_slots = new_bytes = 0
+    for name, entry in slots.items():
+        if type(name) is not str or type(entry) is not tuple or len(entry) != 2 or entry[0] not in KINDS:
+            raise CodecError("a change's slot is malformed")
+        kind, payload = entry
+        old = base.tensors.get(name)
+        _known(name, kind, base, bits)
+        try:
+            value = _restored(kind, old, payload, bits, change, name)
+        except CodecError as error:
+            raise CodecError(f"{name}: {error.message}", slot=name) from None
+        if value is not None and (old is None or not _alike(old, value)):
+            new_slots, new_bytes = new_slots + 1, new_bytes + value.numel() * value.element_size()
+            if new_slots > MAX_NEW_SLOTS or new_bytes > max_bytes:
+                raise CodecError("a change has more new slots than are allowed")
+        change.kinds[name] = kind
+    return change
+
+
+def _known(name: str, kind: str, base: State, bits: int) -> None:
+    if kind in SOLO_ONLY and bits != 32:
+        raise CodecError(f"a slot of kind {kind} came with {bits} bits")
+    if name in base.tensors:
+        if base.kinds[name] != kind:
+            raise CodecError(f"{name} is of kind {base.kinds[name]}, not {kind}", slot=name)
+    elif kind not in APPEARING or len(name) > MAX_NAME or not name.isprintable():
+        raise CodecError(f"a slot of kind {kind} isn't known")
+
+
+def _removed(removed: list[Any], base: State, bits: int, slots: dict[Any, Any]) -> tuple[str, ...]:
+    for name in removed:
+        if type(name) is not str or bits != 32 or base.kinds.get(name) not in APPEARING or name in slots:
+            raise CodecError("a change removes a slot that it may not")
+    if len(set(removed)) != len(removed):
+        raise CodecError("a change removes a slot twice")
+    return tuple(removed)
+
+
+def _restored(kind: str, old: torch.Tensor | None, payload: Any, bits: int, change: Change, name: str) -> torch.Tensor | None:
+    """Puts the slot into `change`; returns the value, or None when it is a difference."""
+    import torch
+
+    if old is not None and (form := _form(kind, old, bits)) in (DELTA, BLOCKS):
+        largest = min(float(torch.finfo(old.dtype).max), float(torch.finfo(torch.float32).max))
+        change.deltas[name] = _delta(form, old, payload, bits, largest)
+        return None
+    if type(payload) is tuple:
+        value = _widened(payload)
+        if _form(kind, value, bits) != BF16:
+            raise CodecError("not the form that this slot has")
+    elif isinstance(payload, torch.Tensor):
+        value = payload
+        if _form(kind, value, bits) != RAW:
+            raise CodecError("not the form that this slot has")
+    else:
+        raise CodecError("not a tensor")
+    if old is not None and not _fits(old, value, kind):
+        raise CodecError(f"{tuple(value.shape)} {value.dtype} where {tuple(old.shape)} {old.dtype} was")
+    if bits != 32 and not _finite(value, old):
+        raise CodecError("values aren't finite")
+    change.values[name] = value
+    return value
+
+
+def _delta(form: str, old: torch.Tensor, payload: Any, bits: int, largest: float) -> torch.Tensor:
+    import torch
+
+    if form == BLOCKS:
+        if type(payload) is not tuple or len(payload) != 2 or not all(isinstance(part, torch.Tensor) for part in payload):
+            raise CodecError("not a quantised change")
+        return dequantize(*payload, old.numel(), bits, largest=largest).reshape(old.shape)
+    if not isinstance(payload, torch.Tensor) or payload.dtype != torch.float32 or payload.shape != old.shape:
+        raise CodecError("not a change of this slot's shape")
+    if payload.numel() and not bool((payload.abs() <= largest).all()):  # false for NaN as well
+        raise CodecError("a change isn't finite")
+    return payload
+
+
+def _widened(payload: tuple[Any, ...]) -> torch.Tensor:
+    import torch
+
+    if len(payload) != 2 or not isinstance(payload[0], torch.Tensor) or payload[0].dtype != torch.bfloat16:
+        raise CodecError("not a value in bfloat16")
+    if payload[1] not in ("float32", "float64"):
+        raise CodecError("not a dtype that travels as bfloat16")
+    return payload[0].to(getattr(torch, payload[1]))
+
+
+def _form(kind: str, tensor: torch.Tensor, bits: int) -> str:
+    if bits == 32 or not tensor.dtype.is_floating_point:
+        return RAW
+    if kind == PARAM:
+        return BLOCKS if tensor.numel() > BLOCK else DELTA
+    return BF16 if kind == INNER and _dtype_name(tensor) in ("float32", "float64") else RAW
+
+
+def _dtype_name(tensor: torch.Tensor) -> str:
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name not in TORCH_DTYPES:
+        raise CodecError(f"a tensor of dtype {tensor.dtype} can't travel")
+    return name
+
+
+def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype
+
+
+def _fits(old: torch.Tensor, value: torch.Tensor, kind: str) -> bool:
+    return _alike(old, value) or kind in RESHAPING
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors have the same shape, dtype and bits (so NaN equals itself and 0.0 differs from -0.0)."""
+    import torch
+
+    if not _alike(a, b):
+        return False
+    return torch.equal(*(t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (a, b)))
+
+
+def _finite(value: torch.Tensor, old: torch.Tensor | None) -> bool:
+    if not (value.dtype.is_floating_point or value.dtype.is_complex):
+        return True
+    good = (value if value.element_size() > 1 else value.float()).isfinite()
+    if old is not None and _alike(old, value):  # such as a mask of -inf, or the best loss so far before there is one
+        good = good | ~(old if old.element_size() > 1 else old.float()).isfinite()
+    return bool(good.all())

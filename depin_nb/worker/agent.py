@@ -1,0 +1,213 @@
+"""A worker process: a Dask worker that dials the hub, and beside it one lease after the other on a thread of its own."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+from ..backends.base import WORKER_ENV, DeviceProfile, profile
+from ..core import config
+from ..core.errors import DepinError, HubDied
+from ..core.lease import Lease
+
+log = logging.getLogger(__name__)
+
+DASK_THREADS = 2  # for the user's own Dask tasks; leases have their own thread
+LEASE_POLL_S = 20.0  # how long the hub may hold the question for the next lease
+ALIVE_INTERVAL_S = 0.5  # how soon at the latest a lease that isn't wanted any more stops
+LEAVE_S = 2.0  # what the iteration under way gets when the process is told to end
+
+
+class Agent:
+    """One device: joins, works, leaves. A lost hub ends it."""
+
+    def __init__(self, scheduler: str, name: str, device: DeviceProfile, backend: str) -> None:
+        from ..ledger.wallet import Wallets
+        from .device import facts
+
+        self.scheduler, self.name, self.device = scheduler, name, device
+        self.facts = facts(name, device, backend)
+        self.wallet = Wallets().device(name).address  # its key stays in its file
+        self.lease_id = ""
+        self.leases = 0
+        self._leaving = asyncio.Event()
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="depin", initializer=_one_thread)
+
+    def leave(self) -> None:
+        self._leaving.set()
+
+    async def run(self) -> int:
+        """Exit code 0 when it was told to leave, 1 when the hub was lost."""
+        from distributed import Worker
+
+        worker = Worker(
+            self.scheduler,
+            name=self.name,
+            nthreads=DASK_THREADS,
+            memory_limit=0,
+            host="127.0.0.1" if "://127." in self.scheduler else None,
+            local_directory=str(config.home() / "scratch"),
+            # columns of the dashboard's workers table
+            metrics={"depin_lease": lambda _: self.lease_id or "-", "depin_leases": lambda _: self.leases},
+        )
+        try:
+            await worker
+        except OSError as error:
+            log.error("%s can't reach the hub at %s: %s", self.name, self.scheduler, error)
+            return 1
+        tasks = [
+            asyncio.create_task(self._serve(worker.address)),
+            asyncio.create_task(self._leaving.wait()),
+            asyncio.create_task(worker.finished()),
+        ]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            lost = not self._leaving.is_set()
+            serving = tasks[0]
+            if serving.done() and (error := serving.exception()) is not None:
+                log.warning("%s ends: %s", self.name, error)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=LEAVE_S)
+            with suppress(Exception):
+                await asyncio.wait_for(worker.close(timeout=LEAVE_S, reason="leaving"), 2 * LEAVE_S)
+            self._executor.shutdown(wait=False, cancel_futures=True)
+        return int(lost)
+
+    async def _serve(self, address: str) -> None:
+        """Joins, then asks for leases until the hub says leave. Raises HubDied when it is gone."""
+        from ..network.shaping import Link
+        from .device import Pacer
+        from .link import HubLink
+        from .runner import LeaseRunner
+
+        device = self.device
+        hub = HubLink(self.scheduler, address, Link(device.up_mbit_s, device.down_mbit_s, device.latency_ms / 1000))
+        runner = LeaseRunner(hub.ask, Pacer(device.speed) if device.simulated else None)
+        try:
+            await hub.call("depin_join", profile=device.name, wallet=self.wallet, facts=self.facts)
+            log.info("%s has joined", self.name)
+            while True:
+                answer = await hub.call("depin_lease", timeout_s=LEASE_POLL_S)
+                if answer.get("leave"):
+                    self.leave()
+                    return
+                if answer.get("lease"):
+                    await self._work(hub, runner, Lease.from_dict(answer["lease"]))
+        finally:
+            await hub.close()
+
+    async def _work(self, hub: Any, runner: Any, lease: Lease) -> None:
+        """Runs one lease and hands in its report; stops soon after the hub says that it isn't wanted any more."""
+        from .link import Go
+        from .runner import failure
+
+        go = Go()
+        self.lease_id = lease.lease_id
+        asking = asyncio.create_task(self._while_wanted(hub, lease, go))
+        running = asyncio.get_running_loop().run_in_executor(self._executor, runner.run, lease, go)
+        try:
+            try:
+                finished = await asyncio.shield(running)
+                report = finished.report if finished is not None else None
+            except HubDied:
+                raise
+            except Exception as error:
+                log.exception("%s could not run lease %s", self.name, lease.lease_id)
+                finished, report = None, failure(lease, error)
+            finally:
+                asking.cancel()
+            if report is None:
+                return
+            answer = await hub.call("depin_report", report=report.to_dict())
+            self.leases += 1
+            if finished is not None:
+                (runner.accepted if answer.get("accepted") else runner.refused)(finished)
+        finally:
+            go.stop()
+            self.lease_id = ""
+            with suppress(Exception, asyncio.CancelledError):
+                await asyncio.wait([running], timeout=LEAVE_S)
+
+    async def _while_wanted(self, hub: Any, lease: Lease, go: Any) -> None:
+        while go():
+            await asyncio.sleep(ALIVE_INTERVAL_S)
+            try:
+                answer = await hub.call("depin_alive", shaped=False, lease=lease.lease_id)
+            except DepinError as error:
+                log.warning("%s drops lease %s: %s", self.name, lease.lease_id, error)
+                answer = {"go": False}
+            if not answer.get("go"):
+                go.stop()
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _end_with(descriptor: int) -> None:
+    """Ends this process at once when the other end of its standard input closes: the hub is gone, however it went."""
+
+    def watch() -> None:
+        with suppress(OSError):
+            while os.read(descriptor, 1024):
+                pass
+        os._exit(1)
+
+    threading.Thread(target=watch, name="until-stdin-closes", daemon=True).start()
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="depin-worker", description="Runs one worker of a hub: `depin up` starts them for you.")
+    parser.add_argument("scheduler", help="the hub's Dask address, such as tcp://127.0.0.1:8786 (see `depin status`)")
+    parser.add_argument("--name", required=True, help="the worker's name; its wallet goes by it")
+    parser.add_argument("--profile", default="local", help="device profile (default: local); other ones are simulated: slowed down and delayed")
+    parser.add_argument("--backend", default="local", help="the backend that counts this worker as its own (default: local)")
+    parser.add_argument("--until-stdin-closes", action="store_true", help="end when the standard input closes, as the hub's own workers do")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    if arguments.until_stdin_closes:
+        _end_with(os.dup(0))
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # nobody else may wait on the hub's pipe
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the hub's terminal: the hub ends its workers in order
+    elif "MALLOC_TRIM_THRESHOLD_" not in os.environ:
+        # glibc reads these once, when a process starts
+        os.execve(sys.executable, [sys.executable, "-m", "depin_nb.worker", *(argv or sys.argv[1:])], {**os.environ, **WORKER_ENV})
+    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s %(levelname)s [{arguments.name}] %(name)s: %(message)s")
+    for noisy in ("distributed.worker", "distributed.core", "distributed.http.proxy"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        device = profile(arguments.profile)
+    except DepinError as error:
+        print(f"depin-worker: {error}", file=sys.stderr)
+        return 2
+    code = asyncio.run(_main(arguments, device))
+    logging.shutdown()
+    os._exit(code)  # an iteration that is still computing would hold up an ordinary exit
+
+
+async def _main(arguments: argparse.Namespace, device: DeviceProfile) -> int:
+    import torch  # the slow import comes first: a worker that the scheduler shows is ready
+
+    torch.set_num_threads(1)
+    agent = Agent(arguments.scheduler, arguments.name, device, arguments.backend)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, agent.leave)
+    if not arguments.until_stdin_closes:
+        loop.add_signal_handler(signal.SIGINT, agent.leave)
+    return await agent.run()

@@ -1,0 +1,243 @@
+"""Runs one lease after the other in this process: fetches what a lease needs, runs the worker half, makes the report."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..core.errors import DepinError, HubError
+from ..core.lease import EntrySpec, Lease, Report
+from ..core.state import INNER, STEP, State
+from .blobs import BlobCache
+from .device import Pacer
+from .link import Dropped, Go
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..loop.record import Outcome
+
+MAX_SEATS = 2  # runs that take turns on this worker without opening their programs again
+MAX_STATE_BYTES = 64 << 30
+
+Ask = Callable[..., Any]  # (op, go, **request) -> answer; see HubLink.ask
+
+
+class Half(Protocol):
+    """What a lease is run by: `loop.record.WorkerHalf`."""
+
+    def load(self, state: State) -> None: ...
+    def state(self) -> State: ...
+    def run(
+        self,
+        lease: Lease,
+        spec: EntrySpec,
+        *,
+        go: Callable[[], bool],
+        paced: Callable[[float], None],
+        reduce: Callable[[int, int, list[torch.Tensor]], list[torch.Tensor]] | None,
+    ) -> Outcome: ...
+
+
+OpenHalf = Callable[[bytes, Callable[[str], bytes]], Half]
+
+
+def open_half(program: bytes, blob: Callable[[str], bytes]) -> Half:
+    """The real one. Opens a program, which only the kernel wrote."""
+    from ..loop.record import WorkerHalf
+
+    return WorkerHalf(program, blob)
+
+
+@dataclass
+class Seat:
+    """What this worker keeps of one run's entry between its leases.
+
+    `version`, `state`: the version that the half's objects stand at and a copy of it, None when they stand at none (solo only).
+    `inner`: its own optimizer state (INNER and STEP slots); `residual`: what compression lost, by slot.
+    """
+
+    spec: EntrySpec
+    half: Half | None = None
+    version: int | None = None
+    state: State | None = None
+    inner: State = field(default_factory=State)
+    residual: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A lease that was run: its report, and what to keep once the hub has accepted it."""
+
+    lease: Lease
+    report: Report
+    seat: Seat
+    state: State
+    residual: dict[str, torch.Tensor]
+
+
+class LeaseRunner:
+    """One lease at a time (torch's generators belong to the process); call it from one thread."""
+
+    def __init__(self, ask: Ask, pacer: Pacer | None = None, *, opener: OpenHalf = open_half, blobs: BlobCache | None = None) -> None:
+        self._ask = ask
+        self._pacer = pacer
+        self._opener = opener
+        self._blobs = blobs or BlobCache()
+        self._seats: OrderedDict[tuple[str, int], Seat] = OrderedDict()
+
+    def run(self, lease: Lease, go: Go) -> Finished | None:
+        """Runs the lease; None when it was dropped (not wanted any more, or its gang is no more). Raises what went wrong otherwise."""
+        seat: Seat | None = None
+        try:
+            seat = self._seat(lease, go)
+            finished = self._run(lease, seat, go)
+        except Dropped:
+            finished = None
+        except BaseException:
+            self._leave(seat)
+            raise
+        if finished is None:
+            self._leave(seat)
+        return finished
+
+    def accepted(self, finished: Finished) -> None:
+        """The hub took the report: this worker's objects are the basis of what comes next."""
+        seat, strategy = finished.seat, finished.seat.spec.strategy
+        if strategy.solo and strategy.bits == 32:
+            # its change alone is the next version, bit for bit
+            seat.version, seat.state = finished.lease.base_version + 1, finished.state
+        elif strategy.name == "local":
+            own = {name for name, kind in finished.state.kinds.items() if kind in (INNER, STEP)}
+            seat.inner = State({n: finished.state.tensors[n] for n in own}, {n: finished.state.kinds[n] for n in own})
+            seat.residual = finished.residual if strategy.error_feedback else {}
+
+    def refused(self, finished: Finished) -> None:
+        """The hub did not take the report: what the objects hold now counts for nothing."""
+        self._leave(finished.seat)
+
+    def _leave(self, seat: Seat | None) -> None:
+        """Closes the half: its objects stand in the middle of nowhere. What was kept from accepted leases stays."""
+        if seat is not None:
+            seat.half, seat.version, seat.state = None, None, None
+
+    def _run(self, lease: Lease, seat: Seat, go: Go) -> Finished | None:
+        from ..loop.record import GangAborted
+        from ..training.compress import encode_change
+
+        strategy = seat.spec.strategy
+        base = self._base(lease, seat, go)
+        half, seat.version = seat.half, None
+        assert half is not None
+        cpu_s, waited_s = time.thread_time(), 0.0
+
+        def paced(seconds: float) -> None:
+            nonlocal cpu_s, waited_s
+            if self._pacer is not None:
+                start_s = time.monotonic()
+                go.wait(self._pacer.wait_s(seconds, time.thread_time() - cpu_s))
+                waited_s += time.monotonic() - start_s
+                cpu_s = time.thread_time()
+
+        try:
+            outcome = half.run(lease, seat.spec, go=go, paced=paced, reduce=self._reducer(lease, go) if lease.gang else None)
+        except GangAborted:
+            return None
+        if outcome.stopped or not go():
+            return None
+        new = half.state()
+        change, residual = encode_change(
+            base,
+            new,
+            bits=strategy.bits,
+            residual=seat.residual if strategy.error_feedback else None,
+            include_inner=lease.final or strategy.bits == 32,
+        )
+        report = Report(
+            lease_id=lease.lease_id,
+            done=outcome.done,
+            logs=tuple(outcome.logs),
+            change=change,
+            left=outcome.left,
+            exit=outcome.exit,
+            losses=tuple(outcome.losses),
+            seconds=outcome.seconds + waited_s,
+        )
+        return Finished(lease, report, seat, new, residual)
+
+    def _seat(self, lease: Lease, go: Go) -> Seat:
+        key = (lease.run_id, lease.entry_id)
+        seat = self._seats.get(key)
+        if seat is None:
+            answer = self._ask("depin_entry", go, run=lease.run_id, entry=lease.entry_id)
+            seat = self._seats[key] = Seat(EntrySpec.from_dict(answer["spec"]))
+            while len(self._seats) > MAX_SEATS:
+                self._seats.popitem(last=False)
+        self._seats.move_to_end(key)
+        if seat.half is None:
+
+            def blob(digest: str) -> bytes:
+                return self._blobs.get(digest, lambda: self._ask("depin_blob", go, run=lease.run_id, digest=digest))
+
+            seat.half = self._opener(blob(seat.spec.program), blob)
+        return seat
+
+    def _base(self, lease: Lease, seat: Seat, go: Go) -> State:
+        """The lease's base version, loaded into the half. A solo worker that stands there goes on in its living objects."""
+        if seat.version == lease.base_version and seat.state is not None:
+            return seat.state
+        answer = self._ask("depin_version", go, run=lease.run_id, version=lease.base_version)
+        base = State.from_bytes(answer["state"], max_bytes=MAX_STATE_BYTES)
+        assert seat.half is not None
+        seat.half.load(overlaid(base, seat.inner))
+        return base
+
+    def _reducer(self, lease: Lease, go: Go) -> Callable[[int, int, list[torch.Tensor]], list[torch.Tensor]]:
+        from ..loop.record import GangAborted
+        from ..training.allreduce import decode_grads, encode_grads
+
+        def reduce(step: int, samples: int, grads: list[torch.Tensor]) -> list[torch.Tensor]:
+            # any failure but GangAborted would be taken for the user's own exception
+            try:
+                answer = self._ask(
+                    "depin_reduce",
+                    go,
+                    run=lease.run_id,
+                    gang=lease.gang,
+                    step=step,
+                    rank=lease.rank,
+                    weight=samples,
+                    data=encode_grads(grads),
+                )
+                if "abort" in answer:
+                    raise GangAborted(f"the gang was given up: {answer['abort']}")
+                means = decode_grads(answer["data"], max_bytes=MAX_STATE_BYTES, like=grads)
+            except Dropped:
+                raise GangAborted("the lease isn't wanted any more") from None
+            except GangAborted:
+                raise
+            except DepinError as error:
+                raise GangAborted(f"the gang's step failed: {error.message}") from error
+            if any(mean is None for mean in means):
+                raise GangAborted("the gang's ranks have gradients for different parameters")
+            return [mean for mean in means if mean is not None]
+
+        return reduce
+
+
+def overlaid(base: State, inner: State) -> State:
+    """`base` with a worker's own optimizer state over it (slots that the base has too must still have the same shape)."""
+    if not inner.tensors:
+        return base
+    own = {n: t for n, t in inner.tensors.items() if n not in base.tensors or base.tensors[n].shape == t.shape}
+    return State({**base.tensors, **own}, {**base.kinds, **{n: inner.kinds[n] for n in own}}, base.plain)
+
+
+def failure(lease: Lease, error: BaseException) -> Report:
+    """The report of a lease that could not be run at all: nothing done, the reason in `extra`; the hub gives it to another worker."""
+    text = error.message if isinstance(error, DepinError) else f"{type(error).__name__}: {error}"
+    kind = type(error).__name__ if isinstance(error, DepinError) else HubError.__name__
+    return Report(lease_id=lease.lease_id, done=0, logs=(), change=b"", extra={"failed": text[:2000], "type": kind})

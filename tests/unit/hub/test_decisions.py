@@ -1,0 +1,198 @@
+"""The pure parts: units, rounds, deadlines, curve, devices, the gang's meeting."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from depin_nb.core.errors import HubError
+from depin_nb.core.lease import EntrySpec, Unit
+from depin_nb.hub.entry import Entry, Result
+from depin_nb.hub.gang import GangCall
+from depin_nb.hub.members import MAX_REJECTED, Tally, member_of
+from depin_nb.hub.rounds import DEADLINE_MIN_S, Pace, ahead, fair_share, fastest, solo_length
+from depin_nb.hub.run import Curve
+from depin_nb.training.allreduce import decode_grads, encode_grads
+
+from .fleet import LOCAL, SOLO, SYNC
+
+
+def entry(total: int | None = None) -> Entry:
+    return Entry("r", 1, EntrySpec("p", (), LOCAL, total, 0, 1, 0.1, 1), 0)
+
+
+def units(*indices: int) -> list[Unit]:
+    return [Unit(i, b"", 1) for i in indices]
+
+
+@given(st.lists(st.integers(0, 40), max_size=60), st.data())
+def test_no_unit_is_lost_or_doubled_in_the_queue(fed: list[int], data: st.DataObject):
+    queue, out = entry(), []
+    queue.feed(units(*fed), False)
+    for _ in range(10):
+        count = data.draw(st.integers(1, 9))
+        indices = queue.peek(count, contiguous=data.draw(st.booleans()))
+        out.append(queue.take(indices))
+        if data.draw(st.booleans()):
+            queue.put_back(out.pop())
+    queue.feed(units(*fed), True)  # sent again: nothing new
+    held = [u.index for taken in out for u in taken] + queue.peek(100, contiguous=False)
+    assert sorted(held) == sorted(set(fed))
+
+
+def test_a_contiguous_span_stops_at_a_gap():
+    queue = entry()
+    queue.feed(units(0, 1, 2, 5, 6), False)
+    assert queue.peek(9, contiguous=True) == [0, 1, 2]
+    assert queue.peek(9, contiguous=False, at_most=5) == [0, 1, 2, 5]
+    assert queue.peek(9, contiguous=True, among={5, 6}) == [5, 6]
+    queue.cut_off(5)
+    assert queue.peek(9, contiguous=False) == [0, 1, 2, 5]
+    queue.put_back(units(6))
+    assert queue.open_units == 4
+    assert queue.want(100) == 0
+
+
+def test_results_have_no_gaps_and_no_iteration_merges_twice():
+    queue = entry()
+    queue.add_merged([3, 4], [Result(3, (b"3", b"4"), b"", "", 1)])
+    assert queue.results(0) == []
+    queue.add_merged([0, 1, 2], [Result(0, (b"0", b"1", b"2"), b"", "", 2)])
+    assert [r.first for r in queue.results(0)] == [0, 3]
+    assert [r.first for r in queue.results(3)] == [3]
+    with pytest.raises(HubError, match="twice"):
+        queue.add_merged([2], [])
+
+
+def test_want_is_bounded_by_the_total():
+    queue = entry(total=10)
+    assert queue.want(100) == 10
+    queue.feed(units(*range(8)), False)
+    assert queue.want(100) == 2
+    assert queue.want(3) == 0
+
+
+def test_solo_leases_grow_to_a_second():
+    assert solo_length(1, None) == 2
+    assert solo_length(2, 1000.0) == 4
+    assert solo_length(400, 1000.0) == 512
+    assert solo_length(8, 5.0) == 5
+    assert solo_length(8, 0.1) == 1
+    assert ahead("solo", SOLO, 1, 4, 100.0) == 300
+    assert ahead("gang", SYNC, 3, 0, None) == 24
+
+
+@given(st.integers(1, 1000), st.floats(1e-3, 1e4), st.booleans(), st.integers(0, 10**9))
+def test_deadlines_are_generous(count: int, rate: float, measured: bool, moved: int):
+    deadline_s = Pace(count, rate, measured, moved).deadline_s()
+    assert deadline_s >= max(DEADLINE_MIN_S, 5 * count / rate)
+
+
+def test_sharing():
+    assert [fair_share(5, n) for n in (1, 2, 3, 9)] == [5, 3, 2, 1]
+    assert fastest({"b": 2.0, "a": 2.0, "c": 1.0}) == "a"
+
+
+@pytest.mark.parametrize("speed", [None, "fast", float("nan"), -1, True, 1e30])
+def test_odd_facts_are_not_believed(speed):
+    member = member_of("tcp://x", "phone", "w", {"speed": speed, "name": 5}, "s", 0.0)
+    assert 0 < member.rate("r", 0.1) < 1e9
+    assert member.worker_id == "5"
+    member.measured("r", 10, 2.0)
+    assert member.rate("r", 0.1) == 5.0
+    member.measured("r", 10, 0.0)
+    assert member.rate("r", 0.1) == 5.0
+    member.rejected["r"] = MAX_REJECTED
+    assert member.barred("r")
+    assert not member.barred("other")
+
+
+def test_a_device_shows_its_last_minute():
+    tally = Tally("w", "phone", True, "a", "")
+    tally.began(0.0)
+    tally.ended(10.0, 8.0)
+    tally.accepted(10.0, 0.0, 4, 8, 100)
+    tally.began(15.0)
+    device = tally.device(65.0)
+    assert device.lane == ((5.0, 8.0, "work"), (8.0, 10.0, "send"), (10.0, 15.0, "wait"), (15.0, 65.0, "work"))
+    assert (device.state, device.samples_per_s) == ("working", 0.8)
+    tally.ended(66.0, 0.0, lost=True)
+    assert tally.device(66.0).lane[-1] == (15.0, 66.0, "lost")
+
+
+@given(st.lists(st.floats(-1e6, 1e6), max_size=1000))
+def test_the_curve_is_short_and_ends_with_the_last_loss(losses: list[float]):
+    curve = Curve()
+    for i, loss in enumerate(losses):
+        curve.add(float(i), loss)
+    shown = curve.decimated()
+    assert len(shown) <= 200
+    assert list(shown) == sorted(shown)
+    if losses:
+        assert shown[-1][0] == len(losses) - 1
+        assert shown[-1][1] == float(f"{losses[-1]:.6g}")
+
+
+def grads(value: float, size: int = 3) -> bytes:
+    return encode_grads([torch.full((size,), value, dtype=torch.float64), None])
+
+
+def meet(work):
+    with ThreadPoolExecutor(1) as pool:
+
+        async def main():
+            return await asyncio.wait_for(work(lambda size: GangCall("g", size, pool, 1 << 20)), 30)
+
+        return asyncio.run(main())
+
+
+def test_all_ranks_get_the_same_weighted_mean():
+    async def work(make):
+        gang = make(3)
+        answers = await asyncio.gather(*(gang.reduce(r, 0, w, grads(float(r))) for r, w in enumerate((1, 1, 2))))
+        assert len(set(answers)) == 1
+        mean = decode_grads(answers[0], max_bytes=1 << 20)[0]
+        assert torch.equal(mean, torch.full((3,), 1.25, dtype=torch.float64))
+
+    meet(work)
+
+
+def test_a_step_does_not_wait_for_ranks_that_are_done():
+    async def work(make):
+        gang = make(2)
+        await asyncio.gather(gang.reduce(0, 0, 1, grads(1)), gang.reduce(1, 0, 1, grads(2)))
+        waiting = asyncio.ensure_future(gang.reduce(0, 1, 1, grads(5)))
+        gang.leave(1)
+        assert torch.equal(decode_grads(await waiting, max_bytes=1 << 20)[0], torch.full((3,), 5.0, dtype=torch.float64))
+
+    meet(work)
+
+
+@pytest.mark.parametrize(
+    "second", [(1, 5, 1, grads(1)), (1, 0, 1, b"junk"), (1, 0, float("nan"), grads(1)), (1, 0, 1, grads(1, 4)), (7, 0, 1, grads(1))]
+)
+def test_whatever_is_wrong_lets_all_ranks_go(second):
+    async def work(make):
+        gang = make(2)
+        answers = await asyncio.gather(gang.reduce(0, 0, 1, grads(1)), gang.reduce(*second))
+        assert answers == [None, None]
+        assert gang.aborted
+        assert await gang.reduce(0, 1, 1, grads(1)) is None
+
+    meet(work)
+
+
+def test_an_abort_frees_those_who_wait():
+    async def work(make):
+        gang = make(2)
+        waiting = asyncio.ensure_future(gang.reduce(0, 0, 1, grads(1)))
+        gang.abort("a rank is gone")
+        assert await waiting is None
+        assert gang.aborted == "a rank is gone"
+
+    meet(work)

@@ -117,12 +117,11 @@ def attach(run_id: str) -> Run:
 
 def verify(run_id: str) -> VerifyReport:
     """Recomputes a run's payouts from the chain and the receipts; also when no hub runs."""
-    import sqlite3
-
+    from .ledger import store
     from .ledger.embedded import EmbeddedChain
     from .ledger.verify import verify_run
 
-    conn = sqlite3.connect(f"{config.journal_file().absolute().as_uri()}?mode=ro", uri=True)
+    conn = store.connect(config.journal_file(), read_only=True)
     chain = EmbeddedChain()
     try:
         return verify_run(run_id, conn, chain)

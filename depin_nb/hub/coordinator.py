@@ -232,11 +232,11 @@ class Coordinator:
                     tally.paid = tally.earned if result is not None and tally.wallet in result.paid else 0
             summary = self.status(run).to_dict()
             await self.flush(run, lambda: self.journal.set_summary(run.run_id, summary))
+            await self.in_executor(self.states.prune, run.run_id, {run.version})
             self.runs.pop(run.run_id, None)
             self.last_rejection.pop(run.run_id, None)
             for member in self.members.values():
-                member.rates.pop(run.run_id, None)
-                member.rejected.pop(run.run_id, None)
+                member.forget(run.run_id)
             run.weights = run.outer = None
             self.ended[run.run_id] = run
             while len(self.ended) > ENDED_KEPT:
@@ -249,9 +249,9 @@ class Coordinator:
         return status_of(run, self.prices, self.clock.monotonic())
 
     def statuses(self) -> list[Status]:
-        """Active runs and those that ended lately, newest first. For displays: asking doesn't keep a run alive."""
+        """Active runs and those that ended lately, newest last. For displays: asking doesn't keep a run alive."""
         known = [*self.runs.values(), *(r for r in self.ended.values() if r.run_id not in self.runs)]
-        return [self.status(run) for run in sorted(known, key=lambda r: -r.started_at)]
+        return [self.status(run) for run in sorted(known, key=lambda r: r.started_at)]
 
     def devices(self) -> list[Device]:
         """The workers that are here."""

@@ -189,8 +189,13 @@ class Entry:
             return 0
         want = max(0, ahead - self.open_units)
         if self.spec.total is not None:
-            want = min(want, max(0, self.spec.total - len(self._fed)))
+            want = min(want, max(0, self._rest))
         return want
+
+    @property
+    def _rest(self) -> int:
+        """Iterations that the kernel hasn't sent yet, where their number is known (-1 where not)."""
+        return -1 if self.spec.total is None else self.spec.total - self.spec.first - len(self._fed)
 
     # --- rounds -----------------------------------------------------------------------------------------
 
@@ -212,7 +217,7 @@ class Entry:
 
     def is_final(self) -> bool:
         """Whether nothing remains for later once what was taken is done."""
-        return (self.closed and not self._order) or (self.spec.total is not None and len(self._fed) >= self.spec.total and not self._order)
+        return not self._order and (self.closed or self._rest == 0)
 
     # --- results ----------------------------------------------------------------------------------------
 
@@ -224,8 +229,8 @@ class Entry:
         self.merged.update(indices)
         self._results.update((r.first, r) for r in results)
 
-    def results(self, after: int) -> list[Result]:
-        """Results from iteration `after` on, gapless, in loop order; earlier ones are forgotten."""
+    def results(self, after: int) -> tuple[list[Result], bool]:
+        """Results from iteration `after` on, gapless, in loop order, and whether more follow at once; earlier ones are forgotten."""
         for first in [f for f, r in self._results.items() if f + len(r.logs) <= after]:
             del self._results[first]
         answer: list[Result] = []
@@ -233,9 +238,9 @@ class Entry:
         while (result := self._results.get(at)) is not None and (self.exit_at is None or at <= self.exit_at):
             size += sum(map(len, result.logs)) + len(result.left)
             if answer and size > MAX_ANSWER_BYTES:
-                break
+                return answer, True
             answer.append(result)
             at += len(result.logs)
             if result.exit:
                 break
-        return answer
+        return answer, False

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from depin_nb.core.amount import DPN, Amount, parse
-from depin_nb.core.errors import HubError, NoSuchRun, UsageError
+from depin_nb.core.errors import HubError, MoneyError, NoSuchRun, UsageError
 from depin_nb.core.lease import EntrySpec, Unit
 from depin_nb.core.state import State
 from depin_nb.metering.budget import Budget
@@ -57,7 +57,14 @@ class KernelOps:
     # --- a run --------------------------------------------------------------------------------------
 
     async def run_start(
-        self, name: str, where: str = "", strategy: str = "", budget: Any = None, backend: str = "", source: str = ""
+        self,
+        name: str,
+        where: str = "",
+        strategy: str = "",
+        budget: Any = None,
+        backend: str = "",
+        source: str = "",
+        passes: int | None = None,
     ) -> dict[str, Any]:
         """Opens a run, its journal and its vault."""
         hub = self._hub
@@ -80,6 +87,7 @@ class KernelOps:
             started_s=now_s,
             seen_s=now_s,
             simulated=backend == "depin",
+            passes=passes,
         )
         run.meter.start(0.0)
 
@@ -89,7 +97,12 @@ class KernelOps:
                     run_id, name=run.name, where=run.where, source=run.source, strategy=run.strategy, backend=run.backend,
                     budget=None if cap is None else cap.to_dict(), at=now,
                 )  # fmt: skip
-            hub.ledger.open_run(run_id, None if cap_dpn is None else cap_dpn.units)
+            try:
+                hub.ledger.open_run(run_id, None if cap_dpn is None else cap_dpn.units)
+            except MoneyError as error:
+                with hub.journal.transaction():
+                    hub.journal.end_run(run_id, state="failed", message=error.message, at=now)
+                raise
 
         await hub.in_books(write)
         run.seen_s = hub.clock.monotonic()
@@ -135,6 +148,7 @@ class KernelOps:
         name = hub.states.name(run, version)
         await hub.flush(active, lambda: hub.journal.add_entry(run, number, opened.to_dict(), version, name, hub.clock.now()))
         active.weights, active.version, active.entries = weights, version, number
+        active.strategy = f"{opened.strategy.name}, one worker" if opened.strategy.solo else opened.strategy.name
         active.done_before = active.iterations
         entry = Entry(run, number, opened, version)
         entry.program_bytes = sum(hub.blobs.size(d) for d in (opened.program, *opened.blobs))
@@ -165,8 +179,8 @@ class KernelOps:
         try:
             hub.leasing.dispatch()
             while True:
-                leases = found.results(int(after))
-                state = self._state(active, found)
+                leases, more = found.results(int(after))
+                state = "running" if more else self._state(active, found)
                 want = hub.leasing.want(active, found)
                 if leases or state not in ("running", "paused") or want > found.told_want:
                     break
@@ -208,6 +222,11 @@ class KernelOps:
         active, _ = self._entry(run, entry)
         await self._hub.close_entry(active, reason)
         return {"version": active.version}
+
+    def alive(self, run: str) -> None:
+        """The run's kernel is known to live: its connection is open."""
+        if (active := self._hub.runs.get(run)) is not None:
+            active.seen_s = self._hub.clock.monotonic()
 
     # --- controls and displays ------------------------------------------------------------------------
 

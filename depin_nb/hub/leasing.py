@@ -55,21 +55,26 @@ class Leasing:
             run = wanting[(i + self._turn) % len(wanting)]
             assert run.entry is not None
             serve = {"solo": self._serve_solo, "local": self._serve_local, "gang": self._serve_gang}[run.entry.held]
-            serve(run, run.entry, len(wanting))
+            serve(run, run.entry)
+
+    def _share(self, run: Run) -> int:
+        """The most members that a round of this run may have, with the other runs that want some."""
+        held = [r.entry.held for r in self._hub.runs.values() if r.leasing and r.entry is not None and r is not run]
+        solo = held.count("solo")
+        return fair_share(len(self.members(run)), solo, 1 + len(held) - solo)
 
     def members(self, run: Run) -> list[Member]:
-        """The members that the run may use."""
-        anywhere = run.backend not in ("local", "depin")
-        return [m for m in self._hub.members.values() if (anywhere or m.backend == run.backend) and not m.barred(run.run_id)]
+        """The members that the run may use: those on this machine only for a `local` run, which counts on fast links."""
+        return [m for m in self._hub.members.values() if (run.backend != "local" or m.backend == "local") and not m.barred(run.run_id)]
 
-    def _muster(self, run: Run, runs: int) -> list[Member]:
+    def _muster(self, run: Run) -> list[Member]:
         """The free members that wait for a lease; nobody while one of the free is on its way back."""
         free = [m for m in self.members(run) if m.free]
         now = self._hub.clock.monotonic()
         if any(m.parked is None and now - m.seen_s < MUSTER_S for m in free):
             return []
         parked = sorted((m for m in free if m.parked is not None), key=lambda m: m.worker_id)
-        return parked[: fair_share(len(parked), runs)]
+        return parked[: self._share(run)]
 
     def _may_open(self, entry: Entry, wanted: int) -> bool:
         """Enough units, or none that will come before some of these are done."""
@@ -78,13 +83,13 @@ class Leasing:
     def _rates(self, run: Run, entry: Entry, members: Sequence[Member]) -> dict[str, float]:
         return {m.worker_id: m.rate(run.run_id, entry.spec.seconds_per_iteration) for m in members}
 
-    def _serve_solo(self, run: Run, entry: Entry, runs: int) -> None:
+    def _serve_solo(self, run: Run, entry: Entry) -> None:
         if entry.round is not None or len(entry.rounds) >= SOLO_PIPELINE or not self._may_open(entry, 1):
             return
         if entry.solo_worker:
             ready = [m for m in self.members(run) if m.worker_id == entry.solo_worker and m.parked is not None and m.free]
         else:
-            mustered = self._muster(run, runs)
+            mustered = self._muster(run)
             ready = [m for m in mustered if m.worker_id == run.solo_worker]
             if not ready and mustered:
                 best = fastest(self._rates(run, entry, mustered))
@@ -98,13 +103,13 @@ class Leasing:
             entry.solo_worker = run.solo_worker = member.worker_id
             entry.rounds.append(rnd)
 
-    def _serve_local(self, run: Run, entry: Entry, runs: int) -> None:
+    def _serve_local(self, run: Run, entry: Entry) -> None:
         if (rnd := entry.round) is not None:
             self._join_round(run, entry, rnd)
             return
         if entry.busy:
             return
-        members = self._muster(run, runs)
+        members = self._muster(run)
         wanted = round_units("local", entry.spec.strategy, len(members), 0)
         if not members or not self._may_open(entry, wanted):
             return
@@ -128,10 +133,10 @@ class Leasing:
                     return
                 rnd.lost.difference_update(lost)
 
-    def _serve_gang(self, run: Run, entry: Entry, runs: int) -> None:
+    def _serve_gang(self, run: Run, entry: Entry) -> None:
         if entry.busy:
             return
-        members = self._muster(run, runs)
+        members = self._muster(run)
         config = entry.spec.strategy
         if not members or not self._may_open(entry, round_units("gang", config, len(members), 0)):
             return
@@ -210,7 +215,7 @@ class Leasing:
         cost = self._worst(entry, member, len(units))
         run.budget = run.budget.reserve(cost)
         rate = member.rate(run.run_id, entry.spec.seconds_per_iteration)
-        pace = Pace(len(units), rate, run.run_id in member.rates, self._hub.transfer_bytes(run, entry))
+        pace = Pace(len(units), rate, member.overheads.get(run.run_id), self._hub.transfer_bytes(run, entry))
         record = LeaseRecord(lease, member, cost, now, now + pace.deadline_s())
         record.go(Trigger.LEASE)
         rnd.records.append(record)

@@ -39,18 +39,29 @@ class Member:
     holds_run: str = ""
     parked: asyncio.Future[dict[str, Any]] | None = None
     rejected: dict[str, int] = field(default_factory=dict)  # by run
-    rates: dict[str, float] = field(default_factory=dict)  # by run: iterations/s, measured
+    leases: dict[str, int] = field(default_factory=dict)  # by run: measured ones
+    rates: dict[str, float] = field(default_factory=dict)  # by run: iterations/s at work, measured
+    overheads: dict[str, float] = field(default_factory=dict)  # by run: seconds of a lease that weren't work, measured
 
     def rate(self, run_id: str, seconds_per_iteration: float) -> float:
         """Iterations per second to expect; before the first report the device's own figure."""
         measured = self.rates.get(run_id)
         return measured if measured else max(1e-6, self.speed / max(seconds_per_iteration, 1e-6))
 
-    def measured(self, run_id: str, iterations: int, seconds: float) -> None:
-        if seconds <= 0 or iterations <= 0:
+    def measured(self, run_id: str, iterations: int, work_s: float, took_s: float) -> None:
+        """A lease took `took_s` from lending to report. Of the `work_s` that the worker claims no more than that is believed."""
+        work_s = min(work_s, took_s) if work_s > 0 else took_s
+        if work_s <= 0 or iterations <= 0:
             return
-        rate, before = iterations / seconds, self.rates.get(run_id)
-        self.rates[run_id] = rate if before is None else SMOOTHING * rate + (1 - SMOOTHING) * before
+        self.leases[run_id] = count = self.leases.get(run_id, 0) + 1
+        for kept, value in ((self.rates, iterations / work_s), (self.overheads, took_s - work_s)):
+            # the first lease opens the program and warms torch up: it says nothing about the next ones
+            kept[run_id] = value if count <= 2 else SMOOTHING * value + (1 - SMOOTHING) * kept[run_id]
+
+    def forget(self, run_id: str) -> None:
+        """The run has ended."""
+        for kept in (self.rejected, self.leases, self.rates, self.overheads):
+            kept.pop(run_id, None)
 
     def barred(self, run_id: str) -> bool:
         return self.rejected.get(run_id, 0) >= MAX_REJECTED

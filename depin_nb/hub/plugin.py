@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from distributed import Scheduler
+from distributed.comm.core import Comm
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from .answers import error_answer
@@ -50,11 +52,35 @@ class CoordinatorPlugin(SchedulerPlugin):
 
     def __init__(self, coordinator: Coordinator) -> None:
         self.coordinator = coordinator
+        self._kernels: dict[str, weakref.WeakSet[Comm]] = {}  # by run: the connections that its kernel called from
         self._ticking: asyncio.Task[None] | None = None
+
+    def _from_kernel(self, operation: Callable[..., Any]) -> Callable[..., Any]:
+        answer_to = answering(operation)
+
+        async def handler(comm: Comm, **request: Any) -> Any:
+            answer = await answer_to(**request)
+            run = request.get("run") or answer.get("run_id")
+            if isinstance(run, str) and run in self.coordinator.runs:
+                self._kernels.setdefault(run, weakref.WeakSet()).add(comm)
+            return answer
+
+        handler.__name__ = answer_to.__name__
+        return handler
+
+    def _kernels_alive(self) -> None:
+        """A kernel whose connection is open is alive, however long the user's own code takes between two calls."""
+        for run in list(self._kernels):
+            if run not in self.coordinator.runs:
+                del self._kernels[run]
+            elif not all(comm.closed() for comm in self._kernels[run]):  # type: ignore[no-untyped-call]
+                self.coordinator.kernel.alive(run)
 
     async def start(self, scheduler: Scheduler) -> None:
         """Also called by Dask when the plugin is registered by RPC; twice does no harm."""
-        for op in (*KERNEL_OPS, *SHARED_OPS):
+        for op in KERNEL_OPS:
+            scheduler.handlers[f"depin_{op}"] = self._from_kernel(getattr(self.coordinator.kernel, op))
+        for op in SHARED_OPS:
             scheduler.handlers[f"depin_{op}"] = answering(getattr(self.coordinator.kernel, op))
         for op in WORKER_OPS:
             scheduler.handlers[f"depin_{op}"] = answering(getattr(self.coordinator.workers, op))
@@ -76,6 +102,7 @@ class CoordinatorPlugin(SchedulerPlugin):
         while True:
             await asyncio.sleep(TICK_S)
             try:
+                self._kernels_alive()
                 self.coordinator.tick()
             except Exception:
                 log.exception("a tick failed")

@@ -19,18 +19,19 @@ SLOWEST_LINK_BYTES_S = 62_500.0  # 0.5 Mbit/s: a device with less doesn't get it
 
 @dataclass(frozen=True)
 class Pace:
-    """What a deadline is made from. `measured`: this device has done leases of this run; `transfer_bytes`: what it may have to move."""
+    """What a deadline is made from. `rate`: iterations/s; `overhead_s`: what this device's leases of this run took beside their work,
+    None before the first; `transfer_bytes`: what it may have to move."""
 
     units: int
     rate: float
-    measured: bool
+    overhead_s: float | None
     transfer_bytes: int
 
     def deadline_s(self) -> float:
         """Seconds until the lease is given to somebody else. Generous: being early throws work away, being late costs a round."""
-        expected_s = self.units / self.rate
+        expected_s = self.units / self.rate + (self.overhead_s or 0.0)
         allowed_s = max(DEADLINE_MIN_S, DEADLINE_FACTOR * expected_s) + self.transfer_bytes / SLOWEST_LINK_BYTES_S
-        return allowed_s if self.measured else allowed_s + FIRST_LEASE_S
+        return allowed_s + (FIRST_LEASE_S if self.overhead_s is None else 0.0)
 
 
 def solo_length(previous: int, rate: float | None) -> int:
@@ -52,9 +53,9 @@ def ahead(kind: str, config: StrategyConfig, workers: int, length: int, rate: fl
     return max(8, 4 * length, min(2 * SOLO_MAX, int((rate or 0.0) * SOLO_AHEAD_S)))
 
 
-def fair_share(free: int, runs: int) -> int:
-    """Workers for one of several runs that want some now."""
-    return max(1, -(-free // max(1, runs)))
+def fair_share(workers: int, solo_runs: int, spread_runs: int) -> int:
+    """Most workers of a round for one of several runs; each solo run needs one."""
+    return max(1, -(-(workers - solo_runs) // max(1, spread_runs)))
 
 
 def fastest(rates: Mapping[str, float]) -> str:

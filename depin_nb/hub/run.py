@@ -83,6 +83,7 @@ class Run:
     outer: OuterState | None = None
     done_before: int = 0  # iterations merged in earlier entries
     iterations: int = 0
+    passes: int | None = None  # how often the loop will be entered, where the code around it tells
     total: int | None = None  # iterations of all entries so far
     samples: int = 0
     merges: int = 0

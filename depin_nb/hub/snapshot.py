@@ -33,6 +33,8 @@ def status_of(run: Run, prices: PriceBook, now_s: float) -> Status:
     entry = run.entry
     spec = entry.spec if entry is not None else None
     total = run.total if spec is None or spec.total is None else run.done_before + spec.total - spec.first
+    if total is not None and run.passes is not None and spec is not None and spec.total is not None and not run.ended:
+        total = max(total, run.passes * spec.total)
     speed = 0.0 if run.ended else samples_per_s(run.tallies.values(), clock_s)
     remaining = None if total is None else max(0, total - run.iterations)
     per_iteration = run.samples / run.iterations if run.iterations else 0.0
@@ -45,7 +47,7 @@ def status_of(run: Run, prices: PriceBook, now_s: float) -> Status:
         run_id=run.run_id,
         name=run.name,
         state=run.state,
-        strategy=run.strategy if spec is None else _strategy(spec.strategy.name, spec.strategy.solo),
+        strategy=run.strategy,
         where=run.where,
         backend=run.backend,
         simulated=run.simulated,
@@ -72,10 +74,6 @@ def status_of(run: Run, prices: PriceBook, now_s: float) -> Status:
         bytes_down=run.bytes_down,
         notices=tuple(run.notices),
     )
-
-
-def _strategy(name: str, solo: bool) -> str:
-    return f"{name}, one worker" if solo else name
 
 
 def device_of(member: Member, prices: PriceBook, tallies: Iterable[Tally]) -> Device:

@@ -189,7 +189,6 @@ class WorkerOps:
         member = self._hub.members.get(worker)
         if member is None:
             return {"go": False}
-        member.seen_s = self._hub.clock.monotonic()
         return {"go": member.holds == lease}
 
     async def report(self, worker: str, report: dict[str, Any]) -> dict[str, Any]:
@@ -249,7 +248,7 @@ class WorkerOps:
         if member.holds == record.lease.lease_id:
             member.holds = member.holds_run = ""
         member.seen_s = hub.clock.monotonic()
-        member.measured(run.run_id, report.done, took_s)
+        member.measured(run.run_id, report.done, report.seconds, took_s)
         run.tally(member, hub.prices).ended(run.clock(now), min(report.seconds, took_s))
         rnd = next(r for r in entry.rounds if record in r.records)
         if report.exit:

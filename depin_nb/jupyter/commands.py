@@ -87,7 +87,7 @@ COMMANDS = (
     Command("scale", "have N workers of one kind", (Argument("count", "how many", "N", kind=at_least(0), required=True), _BACKEND)),
     Command("down", "stop the workers and the hub; everything stays in the journal"),
     Command("runs", "list the runs of the journal"),
-    Command("ledger", "check a run's payouts against the chain", (Argument("run", "a run's id", RUN, required=True),)),
+    Command("ledger", "check a run's payouts against the chain", (Argument("run", "a run's id; without it, the newest", RUN),)),
     Command("budget", "set what each run may spend at most", (Argument("amount", "such as $0.10", "$X", kind=amount, required=True),)),
     Command("pause", "give out no more leases", (_RUN,)),
     Command("resume", "go on", (_RUN,)),

@@ -7,7 +7,7 @@ from typing import Any
 
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 
-from depin_nb.core.errors import BudgetExhausted, VerificationError
+from depin_nb.core.errors import BudgetExhausted, NoSuchRun, VerificationError
 
 from .commands import Command
 from .complete import depin_matcher
@@ -100,10 +100,11 @@ class DepinMagics(Magics):
 
         from .tables import payouts
 
-        report = wiring.verify(args.run)
+        run_id = args.run or _newest(wiring.runs())
+        report = wiring.verify(run_id)
         _display(payouts(report))
         if not report.ok:
-            raise VerificationError(f"the payouts of {args.run} don't agree with its receipts", run_id=args.run, problems=report.problems)
+            raise VerificationError(f"the payouts of {run_id} don't agree with its receipts", run_id=run_id, problems=report.problems)
 
     def _budget(self, args: Namespace) -> None:
         session = _session()
@@ -165,6 +166,12 @@ def _session() -> Any:
     from depin_nb import wiring
 
     return wiring.current()
+
+
+def _newest(runs: list[dict[str, Any]]) -> str:
+    if not runs:
+        raise NoSuchRun("the journal has no run yet", run_id="")
+    return str(runs[0]["run_id"])
 
 
 def _display(shown: Any) -> Any:

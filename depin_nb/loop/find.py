@@ -25,6 +25,7 @@ class Site:
     scope: ast.AST  # the module or function node that holds the loop
     filename: str
     source: str
+    outer: tuple[ast.For, ...] = ()  # the loops around it in the same scope
 
     @property
     def line(self) -> int:
@@ -51,9 +52,10 @@ def find(source: str, namespace: dict[str, Any], filename: str) -> Found:
     tree = ast.parse(source, filename)
     functions = list(_reachable(tree, namespace))
     trains = _Trains(namespace, tree)
-    sites = [Site(loop, None, scope, filename, source) for scope, loop in _training_loops(tree, trains)]
+    sites = [Site(loop, None, scope, filename, source, outer) for scope, loop, outer in _training_loops(tree, trains)]
     for function, node, text in functions:
-        sites += [Site(loop, function, scope, function.__code__.co_filename, text) for scope, loop in _training_loops(node, trains)]
+        file = function.__code__.co_filename
+        sites += [Site(loop, function, scope, file, text, outer) for scope, loop, outer in _training_loops(node, trains)]
     if any("step" in trains.words(site.loop.body) for site in sites):
         sites = [site for site in sites if "step" in trains.words(site.loop.body)]
     if not sites:
@@ -133,7 +135,7 @@ class _Trains:
         return self._known[key]
 
 
-def _training_loops(root: ast.AST, trains: _Trains) -> Iterator[tuple[ast.AST, ast.For]]:
+def _training_loops(root: ast.AST, trains: _Trains) -> Iterator[tuple[ast.AST, ast.For, tuple[ast.For, ...]]]:
     """Innermost `for` loops with backward and step; one with backward alone only where no enclosing loop adds the step."""
     chains: list[tuple[ast.AST, list[ast.For]]] = []
 
@@ -156,7 +158,7 @@ def _training_loops(root: ast.AST, trains: _Trains) -> Iterator[tuple[ast.AST, a
         chosen = next((loop for loop in reversed(loops) if "step" in trains.words(loop.body)), loops[-1])
         if id(chosen) not in seen:
             seen.add(id(chosen))
-            yield scope, chosen
+            yield scope, chosen, tuple(loops[: loops.index(chosen)])
 
 
 def _same_scope(node: ast.AST) -> Iterator[ast.AST]:

@@ -6,7 +6,7 @@ import ast
 import random
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -61,6 +61,7 @@ class Entering:
     total: int | None
     solo_reason: str | None
     samples: int
+    passes: int | None = None  # how often the loops around it will enter this one, where they tell
 
 
 class Hub(Protocol):
@@ -177,7 +178,7 @@ class Entry:
         total = source.length
         solo_reason = facts.solo[0] if facts.solo else None
         samples = (source.peek() or next(iter(self.drawn.values()), (None, 1)))[1]
-        entering = Entering(self.site, facts, source.note, total, solo_reason, samples)
+        entering = Entering(self.site, facts, source.note, total, solo_reason, samples, self._passes())
         strategy = loops.hub.choose(entering)
         self.shipment = shipment = self._ship(facts, strategy)
         env = {name: self._carried[name] for name in self._carried}
@@ -209,6 +210,16 @@ class Entry:
         if pending:
             want = loops.hub.feed(pending, closed=False)
         self._feed(max(1, want))
+
+    def _passes(self) -> int | None:
+        """The product of the enclosing loops' lengths, where they are ranges or containers; None where one doesn't tell."""
+        passes = 1
+        for outer in self.site.outer:
+            length = _length_of(outer.iter, self.resolve)
+            if length is None:
+                return None
+            passes *= length
+        return passes if self.site.function is None or self.site.outer else None
 
     def _ship(self, facts: Facts, strategy: StrategyConfig) -> Shipment:
         names: dict[str, Any] = {}
@@ -365,6 +376,34 @@ class Entry:
             for name, value in self._left.items():
                 if holds_remote(space.get(name)):
                     space[name] = value
+
+
+def _length_of(node: ast.expr, resolve: Callable[[str], Any]) -> int | None:
+    """The length of `range(...)` over numbers and names, or of a named container; None for anything else (nothing is called)."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
+        if node.func.id in ("tqdm", "trange", "enumerate") and node.args:
+            inner = node.args[0]
+            return _length_of(ast.Call(ast.Name("range"), [inner], []) if node.func.id == "trange" else inner, resolve)
+        if node.func.id == "range":
+            values = [_number(arg, resolve) for arg in node.args]
+            if values and all(isinstance(v, int) for v in values):
+                return len(range(*values))  # type: ignore[arg-type]
+    if isinstance(node, ast.Name):
+        value = _number(node, resolve)
+        return len(value) if isinstance(value, (range, list, tuple)) else None
+    return None
+
+
+def _number(node: ast.expr, resolve: Callable[[str], Any]) -> Any:
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        left, right = _number(node.left, resolve), _number(node.right, resolve)
+        return left + right if isinstance(left, int) and isinstance(right, int) else None
+    try:
+        return resolve(node.id) if isinstance(node, ast.Name) else None
+    except KeyError:
+        return None
 
 
 def _plain_targets(target: Any, shown: Any) -> set[str]:

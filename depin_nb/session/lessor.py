@@ -96,6 +96,7 @@ class Lessor:
             budget=None if self.options.budget is None else self.options.budget.to_dict(),
             backend=self.backend,
             source=self.source,
+            passes=entering.passes,
         )
         self.run_id = answer["run_id"]
 

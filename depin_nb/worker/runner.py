@@ -180,7 +180,7 @@ class LeaseRunner:
         if seat.half is None:
 
             def blob(digest: str) -> bytes:
-                return self._blobs.get(digest, lambda: self._ask("depin_blob", go, run=lease.run_id, digest=digest))
+                return self._blobs.get(digest, lambda: self._ask("depin_blob", go, run=lease.run_id, digest=digest)["data"])
 
             seat.half = self._opener(blob(seat.spec.program), blob)
         return seat

@@ -46,7 +46,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def lab(tmp_path: Path, browser: Any) -> Iterator[JupyterProcess]:
     """JupyterLab on loopback with its own folders; `browser` first, since it skips where something lacks."""
-    extensions = tmp_path / "data" / "labextensions"
+    extensions = tmp_path / "first" / "labextensions"  # the newest build, whatever is installed
     extensions.mkdir(parents=True)
     shutil.copytree(BUILT, extensions / "depin-nb")
     quiet = tmp_path / "settings" / "@jupyterlab" / "apputils-extension"

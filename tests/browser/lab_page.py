@@ -8,29 +8,39 @@ from jupyter_process import TOKEN, JupyterProcess
 
 PANEL = "#depin-nb-panel"
 STATUS = ".depin-lab-status"
+KERNEL_S = 60
 
-# Ctrl+Enter is lost while the kernel connects; idle alone is not enough.
-KERNEL_READY = """async () => {
-  const context = window.jupyterapp.shell.currentWidget?.context;
-  if (!context) return false;
-  await context.ready;
-  await context.sessionContext.ready;
-  const kernel = context.sessionContext.session?.kernel;
-  if (!kernel) return false;
-  await kernel.info;
+# wait_for_function takes a promise for a yes, so what is asynchronous is awaited by evaluate, with a limit of its own.
+APP_READY = "() => window.jupyterapp.restored.then(() => true)"
+CONTEXT_THERE = "() => window.jupyterapp.shell.currentWidget?.context?.sessionContext !== undefined"
+# Idle alone is not enough: what is sent while the kernel connects is lost.
+KERNEL_INFO = """ms => Promise.race([
+  (async () => {
+    const { context } = window.jupyterapp.shell.currentWidget;
+    await context.ready;
+    await context.sessionContext.ready;
+    await context.sessionContext.session.kernel.info;
+    return true;
+  })(),
+  new Promise(resolve => setTimeout(resolve, ms, false))
+])"""
+KERNEL_READY = """() => {
+  const kernel = window.jupyterapp.shell.currentWidget.context.sessionContext.session.kernel;
   return kernel.status === 'idle' && kernel.connectionStatus === 'connected';
 }"""
 NONE_PENDING = """() => window.jupyterapp.shell.currentWidget.content.widgets
   .every(cell => cell.model.type !== 'code' || cell.model.executionState !== 'running')"""
-KERNEL_IDLE = "() => window.jupyterapp.shell.currentWidget.context.sessionContext.session?.kernel?.status === 'idle'"
 
 
 def open_lab(page: Any, lab: JupyterProcess, path: str = "") -> None:
     """Opens JupyterLab (on a notebook of its root folder) and waits until it stands."""
     page.goto(f"{lab.url}lab{'/tree/' + path if path else ''}?token={TOKEN}")
-    page.wait_for_function("() => window.jupyterapp?.restored.then(() => true)")
+    page.wait_for_function("() => window.jupyterapp !== undefined")
+    page.evaluate(APP_READY)
     page.locator(STATUS).wait_for()
     if path:
+        page.wait_for_function(CONTEXT_THERE)
+        assert page.evaluate(KERNEL_INFO, KERNEL_S * 1000), lab.log()
         page.wait_for_function(KERNEL_READY)
 
 
@@ -57,7 +67,7 @@ def run_all(page: Any) -> None:
 def wait_idle(page: Any, timeout_s: float) -> None:
     """Waits until no cell runs or waits to run: no prompt shows [*] and the kernel is idle."""
     page.wait_for_function(NONE_PENDING, timeout=timeout_s * 1e3)
-    page.wait_for_function(KERNEL_IDLE, timeout=timeout_s * 1e3)
+    page.wait_for_function(KERNEL_READY, timeout=timeout_s * 1e3)
 
 
 def run_code(page: Any, code: str) -> str:

@@ -61,10 +61,10 @@ def test_a_contiguous_span_stops_at_a_gap():
 def test_results_have_no_gaps_and_no_iteration_merges_twice():
     queue = entry()
     queue.add_merged([3, 4], [Result(3, (b"3", b"4"), b"", "", 1)])
-    assert queue.results(0) == []
+    assert queue.results(0) == ([], False)
     queue.add_merged([0, 1, 2], [Result(0, (b"0", b"1", b"2"), b"", "", 2)])
-    assert [r.first for r in queue.results(0)] == [0, 3]
-    assert [r.first for r in queue.results(3)] == [3]
+    assert [r.first for r in queue.results(0)[0]] == [0, 3]
+    assert [r.first for r in queue.results(3)[0]] == [3]
     with pytest.raises(HubError, match="twice"):
         queue.add_merged([2], [])
 
@@ -87,14 +87,16 @@ def test_solo_leases_grow_to_a_second():
     assert ahead("gang", SYNC, 3, 0, None) == 24
 
 
-@given(st.integers(1, 1000), st.floats(1e-3, 1e4), st.booleans(), st.integers(0, 10**9))
-def test_deadlines_are_generous(count: int, rate: float, measured: bool, moved: int):
-    deadline_s = Pace(count, rate, measured, moved).deadline_s()
+@given(st.integers(1, 1000), st.floats(1e-3, 1e4), st.none() | st.floats(0, 100), st.integers(0, 10**9))
+def test_deadlines_are_generous(count: int, rate: float, overhead_s: float | None, moved: int):
+    deadline_s = Pace(count, rate, overhead_s, moved).deadline_s()
     assert deadline_s >= max(DEADLINE_MIN_S, 5 * count / rate)
 
 
 def test_sharing():
-    assert [fair_share(5, n) for n in (1, 2, 3, 9)] == [5, 3, 2, 1]
+    assert [fair_share(5, 0, n) for n in (1, 2, 3, 9)] == [5, 3, 2, 1]
+    assert fair_share(5, 1, 2) == 2
+    assert fair_share(1, 3, 1) == 1
     assert fastest({"b": 2.0, "a": 2.0, "c": 1.0}) == "a"
 
 
@@ -103,10 +105,14 @@ def test_odd_facts_are_not_believed(speed):
     member = member_of("tcp://x", "phone", "w", {"speed": speed, "name": 5}, "s", 0.0)
     assert 0 < member.rate("r", 0.1) < 1e9
     assert member.worker_id == "5"
-    member.measured("r", 10, 2.0)
+    member.measured("r", 10, 2.0, 3.0)
+    assert (member.rate("r", 0.1), member.overheads["r"]) == (5.0, 1.0)
+    member.measured("r", 10, 0.0, 0.0)
     assert member.rate("r", 0.1) == 5.0
-    member.measured("r", 10, 0.0)
-    assert member.rate("r", 0.1) == 5.0
+    member.measured("r", 10, 50.0, 2.0)  # it can't have worked longer than the lease was out
+    assert (member.rate("r", 0.1), member.overheads["r"]) == (5.0, 0.0)  # the second counts alone
+    member.measured("r", 10, 1.0, 2.0)
+    assert (member.rate("r", 0.1), member.overheads["r"]) == (7.5, 0.5)
     member.rejected["r"] = MAX_REJECTED
     assert member.barred("r")
     assert not member.barred("other")

@@ -70,6 +70,10 @@ def test_an_entry_over_rpc(tmp_path: Path):
             assert (await remote.rpc.depin_blob(worker=worker.address, run=run, digest=digest))["data"] == b"block"
             assert len(logs) == 12
             assert isinstance(worker.leases[0], Lease)
+            hub.clock.at_s += 500  # the user's own code takes long: the connection says that the kernel lives
+            plugin._kernels_alive()
+            hub.coordinator.tick()
+            assert not hub.coordinator.runs[run].finishing.locked()
             await kernel.depin_entry_close(run=run, entry=opened["entry"], reason="done")
             status = (await kernel.depin_run_finish(run=run, outcome="finished", message=""))["status"]
             assert status["state"] == "finished"
@@ -78,10 +82,19 @@ def test_an_entry_over_rpc(tmp_path: Path):
             assert wrong["error"]["type"] == "NoSuchRun"
             assert wrong["error"]["fields"] == {"run_id": "run-none"}
             assert (await kernel.depin_units(nonsense=1))["error"]["type"] == "HubError"
+            run = (await kernel.depin_run_start(name="n"))["run_id"]
+            await kernel.close_rpc()
+            while not all(comm.closed() for comm in plugin._kernels[run]):
+                await asyncio.sleep(0)
+            hub.clock.at_s += 500
+            plugin._kernels_alive()
+            hub.coordinator.tick()
+            while run in hub.coordinator.runs:
+                assert await hub.coordinator.changed.wait(10)
+            assert hub.journal.run(run).state == "interrupted"
             plugin.remove_worker(scheduler, worker.address)
             assert worker.address not in hub.coordinator.members
             await serving
-            await kernel.close_rpc()
             await remote.rpc.close_rpc()
             await plugin.close()
 

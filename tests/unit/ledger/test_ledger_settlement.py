@@ -1,6 +1,9 @@
 import contextlib
 import random
+import signal
 import sqlite3
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -393,3 +396,41 @@ def test_vouchers_grow_with_each_receipt(bench, receipts):
         assert (voucher.units, voucher.sequence) == (total[one.wallet], number)
         assert voucher.root == merkle_root([receipt.leaf() for receipt in mine[:number]])
         assert voucher.verify(session)
+
+
+DYING_HUB = """
+import os, signal, sys
+from pathlib import Path
+from depin_nb.ledger import store
+from depin_nb.ledger.embedded import EmbeddedChain
+from depin_nb.ledger.ledger import Ledger
+from depin_nb.ledger.wallet import Wallets
+
+folder, point = Path(sys.argv[1]), sys.argv[2]
+wallets = Wallets(folder / "wallets")
+at = lambda here: os.kill(os.getpid(), signal.SIGKILL) if here == point else None
+Ledger(lambda: store.connect(folder / "journal.sqlite"), EmbeddedChain(folder / "chain.sqlite", wallets), wallets, at=at).settle("run-1")
+"""
+
+
+def test_a_process_that_is_really_killed(bench, receipts):
+    """SIGKILL at one point after the other, then this process resumes."""
+    bench.ledger.open_run("run-1", BUDGET)
+    mine, owed = receipts("run-1", workers=10, each=1)
+    bench.record(*mine)
+    bench.close()
+    for point in ("pay-1: signed", "pay-1: sent", "pay-2: sent", "close: sent"):
+        dead = subprocess.run([sys.executable, "-c", DYING_HUB, str(bench.folder), point], timeout=60, capture_output=True)
+        assert dead.returncode == -signal.SIGKILL, dead.stderr
+    bench.open()
+    assert list(bench.ledger.resume()) == ["run-1"]
+    check_paid(bench, "run-1", owed)
+
+
+def test_how_many_known_workers_fit_a_transaction(bench, receipts):
+    mine, _ = receipts("run-1", workers=30, each=1)
+    for run_id in ("run-1", "run-2"):
+        bench.ledger.open_run(run_id, BUDGET)
+        bench.record(*[replace(one, run_id=run_id) for one in mine])
+        result = bench.ledger.settle(run_id)
+    assert len(result.signatures) == 2 + 30 // 15

@@ -15,6 +15,7 @@ from typing import IO
 
 TOKEN = "login-token"
 WAIT_S = 90
+STOP_S = 20  # a server that is told to end while it starts a kernel may not; kernels of a killed one end by themselves
 
 # Says its address once it listens: callbacks run in order, and the one that binds is there after initialize.
 LAUNCH = """
@@ -63,6 +64,7 @@ def environment(home: Path) -> dict[str, str]:
         "JUPYTER_RUNTIME_DIR": "runtime",
         "JUPYTERLAB_SETTINGS_DIR": "settings",
         "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+        "JUPYTER_PATH": "first",  # looked at before what is installed
         "IPYTHONDIR": "ipython",
         "DEPIN_HOME": "depin",
     }
@@ -94,11 +96,11 @@ def running(home: Path, *arguments: str, lab: bool = False) -> Iterator[JupyterP
         finally:
             process.terminate()
             try:
-                process.wait(timeout=WAIT_S)
+                process.wait(timeout=STOP_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-            reader.join(timeout=WAIT_S)
+            reader.join(timeout=STOP_S)
             process.stdout.close()
 
 

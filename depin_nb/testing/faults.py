@@ -1,0 +1,64 @@
+"""Faults on purpose: real kills of real worker processes, at a chosen place of a run. Used by tests, and by the quickstart to show one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+POLL_S = 0.05
+
+
+@dataclass
+class Kill:
+    """A kill that waits for its moment. `done` is set once the process is gone; `iteration` is where the run stood."""
+
+    name: str
+    done: threading.Event = field(default_factory=threading.Event)
+    pid: int | None = None
+    iteration: int | None = None
+
+    def __repr__(self) -> str:
+        if self.pid is None:
+            return f"{self.name} was not killed"
+        return f"{self.name} (process {self.pid}) was killed at iteration {self.iteration}"
+
+
+def kill_when(session: Any, name: str, when: Callable[[Any, Any], bool]) -> Kill:
+    """Sends SIGKILL to the worker `name` (as shown, or without its *(simulated)*) as soon as `when(status, device)` holds.
+
+    Watches in a thread of its own, which ends with the kill or with the process.
+    """
+    kill = Kill(name)
+
+    def watch() -> None:
+        while not kill.done.wait(POLL_S):
+            for status in session.statuses():
+                device = next((d for d in status.devices if d.name in (name, f"{name} (simulated)")), None)
+                if device is not None and not status.ended and when(status, device):
+                    kill.pid = pid_of(session, device.name)
+                    kill.iteration = status.iterations_done
+                    os.kill(kill.pid, signal.SIGKILL)
+                    kill.done.set()
+                    return
+
+    threading.Thread(target=watch, name=f"kill {name}", daemon=True).start()
+    return kill
+
+
+def kill_halfway(name: str, session: Any = None, *, fraction: float = 0.5) -> Kill:
+    """Kills a worker in the middle of a lease, once a run has done `fraction` of its iterations (of those that are known of)."""
+    if session is None:
+        from ..wiring import current
+
+        session = current()
+    return kill_when(session, name, lambda status, device: device.state == "working" and (status.fraction or 0.0) >= fraction)
+
+
+def pid_of(session: Any, name: str) -> int:
+    """The process of a worker that this hub started on this machine. Raises KeyError."""
+    workers = session.hub.call("hub")["workers"]
+    return next(int(w["pid"]) for w in workers if w["name"] == name)

@@ -1,0 +1,97 @@
+"""The quickstart in a real JupyterLab, on a real hub with simulated devices: the loss moves, Stop ends the cell as promised."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab_page import STATUS, open_lab, outputs, run_all, run_code, show_panel, wait_idle
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+
+ROOT = Path("/work/main")
+NOTEBOOK = ROOT / "notebooks" / "01_quickstart.ipynb"
+START_S = 240  # torch's import, the hub and four devices on two cores
+STOP_S = 30
+
+# The notebook's model against the newest state in the journal, which is that of the last merge.
+SAME_WEIGHTS = """
+import torch
+from depin_nb.core import config
+from depin_nb.core.state import State
+from depin_nb.hub.journal import Journal
+merged = State.from_bytes(Journal(config.journal_file(), writing=False).newest_state({run!r}).read_bytes()).tensors
+own = {{f"model/{{name}}": value for name, value in model.state_dict().items()}}
+print(len(own) > 0 and all(torch.equal(merged[name], value.cpu()) for name, value in own.items()))
+"""
+BUSY = """
+from depin_nb import wiring
+print([device.state for device in wiring.current().workers() if device.state == "working"])
+"""
+
+
+@pytest.fixture
+def no_hub_left(lab: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ends the hub that the notebook starts, and its devices."""
+    yield
+    from depin_nb.hub.launch import find_hub, stop_hub
+
+    monkeypatch.setenv("DEPIN_HOME", str(lab.depin_home))
+    if (info := find_hub()) is not None:
+        stop_hub(info)
+
+
+@pytest.mark.usefixtures("no_hub_left")
+def test_run_all_then_stop(lab: Any, page: Any) -> None:
+    from playwright.sync_api import expect
+
+    shutil.copy(NOTEBOOK, lab.root)
+    open_lab(page, lab, NOTEBOOK.name)
+    panel = show_panel(page)
+    run_all(page)
+
+    # it is alive and learning
+    card = panel.locator("[data-run][data-state='running']")
+    card.wait_for(timeout=START_S * 1e3)
+    loss = card.locator(".depin-lab-loss")
+    expect(loss).to_have_text(re.compile(r"\d"), timeout=START_S * 1e3)
+    first = loss.inner_text()
+    expect(loss).not_to_have_text(first, timeout=60_000)
+    expect(page.locator(STATUS)).to_contain_text("metered")
+    expect(panel.get_by_role("list", name="Devices").get_by_text("simulated", exact=True).first).to_be_visible()
+    run = card.get_attribute("data-run")
+    assert run
+    if os.environ.get("DEPIN_SCREENSHOT") == "1":
+        _picture(page)
+
+    # Stop: the cell ends with KeyboardInterrupt, nothing after it runs
+    panel.locator(f"[data-run='{run}']").get_by_role("button", name="Stop").click()
+    for k in range(8):
+        page.wait_for_timeout(3000)
+        print(k, card.count(), panel.locator(f"[data-run='{run}']").get_attribute("data-state"), page.evaluate("() => window.jupyterapp.shell.currentWidget.content.widgets.map(c => [c.model.executionState, c.model.executionCount])"))
+    print(page.request.get(f"{lab.url}depin-nb/api/status?token=login-token").text()[:3000])
+    page.screenshot(path="/tmp/shots/stop.png")
+    for cell in outputs(page): print([ (o.get("text") or o.get("ename") or str(o.get("data",{}).get("text/plain")))[:600] for o in cell])
+    print((lab.depin_home/"hub.log").read_text()[-3000:])
+    wait_idle(page, STOP_S)
+    errors = [[o["ename"] for o in cell if o["output_type"] == "error"] for cell in outputs(page)]
+    assert [names for names in errors if names] == [["KeyboardInterrupt"]]
+    stopped = next(i for i, names in enumerate(errors) if names)
+    assert all(cell == [] for cell in outputs(page)[stopped + 1 :])
+
+    # with the weights of the last merge, and no busy worker
+    assert run_code(page, SAME_WEIGHTS.format(run=run)).strip() == "True"
+    assert run_code(page, BUSY).strip() == "[]"
+    expect(panel.locator(f"[data-run='{run}']")).to_have_attribute("data-state", "stopped")
+
+
+def _picture(page: Any) -> None:
+    """docs/images/panel.png: the notebook with its live panel, the sidebar and the status bar beside it."""
+    (ROOT / "docs" / "images").mkdir(parents=True, exist_ok=True)
+    page.locator(".jp-Notebook .jp-CodeCell", has_text="%%depin train").first.locator(".jp-OutputArea").scroll_into_view_if_needed()
+    page.screenshot(path=ROOT / "docs" / "images" / "panel.png")

@@ -76,7 +76,8 @@ def worker_command(scheduler: str, name: str, profile_name: str, backend: str) -
 
 def free_names(stem: str, count: int, existing: Sequence[str], *, suffix: str = "") -> list[str]:
     """`count` names `stem-1`, `stem-2`, ... (with `suffix`), the lowest that aren't in `existing`."""
-    taken, names, number = set(existing), [], 1
+    taken, number = set(existing), 1
+    names: list[str] = []
     while len(names) < count:
         name = f"{stem}-{number}{suffix}"
         if name not in taken:

@@ -98,7 +98,7 @@ _TEXT = re.compile(r"^\s*(\$)?\s*([0-9][0-9_,]*(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-
 
 
 def parse(text: str, default: Currency = USD) -> Amount:
-    """`$0.10`, `0.10`, `0.1 USD` or `25 DPN` as an Amount. Raises AmountError on anything else, and on more decimals than the currency has."""
+    """`$0.10`, `0.10`, `0.1 USD` or `25 DPN` as an Amount. Raises AmountError on anything else, also on too many decimals."""
     match = _TEXT.match(text)
     if not match:
         raise AmountError(f"{text!r} is not an amount")

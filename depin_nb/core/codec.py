@@ -87,16 +87,14 @@ def _pack_array(value: Any, buffers: list[memoryview | bytes]) -> Any:
         if name not in TORCH_DTYPES or value.layout is not torch.strided:
             raise CodecError(f"a tensor of dtype {value.dtype} and layout {value.layout} can't travel")
         flat = value.detach().cpu().contiguous().reshape(-1)
-        buffers.append(memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b"")
+        buffers.append(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
         return msgpack.ExtType(_TENSOR, msgpack.packb([len(buffers) - 1, TORCH_DTYPES.index(name), list(value.shape)]))
     if isinstance(value, (np.ndarray, np.generic)):
         array = np.asarray(value)
         if array.dtype.kind not in NUMPY_KINDS:
             raise CodecError(f"an array of dtype {array.dtype} can't travel")
         buffers.append(array.tobytes())
-        return msgpack.ExtType(
-            _ARRAY, msgpack.packb([len(buffers) - 1, array.dtype.str, list(array.shape), isinstance(value, np.generic)])
-        )
+        return msgpack.ExtType(_ARRAY, msgpack.packb([len(buffers) - 1, array.dtype.str, list(array.shape), isinstance(value, np.generic)]))
     if isinstance(value, (bool, int, float, str, bytes)) and type(value).__module__ != "builtins":
         raise CodecError(f"a {type(value).__name__} can't travel: convert it to a plain value")
     raise CodecError(f"a {type(value).__module__}.{type(value).__qualname__} can't travel")

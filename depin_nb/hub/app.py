@@ -14,7 +14,6 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-from .. import __version__
 from ..backends.local import LocalBackend
 from ..backends.simulated import SimulatedBackend
 from ..core import config
@@ -34,7 +33,7 @@ VERSIONS = ("torch", "numpy", "distributed", "cloudpickle", "msgpack")
 
 
 def run(ready: Callable[[HubInfo], None], *, host: str, idle_timeout_s: float | None) -> None:
-    """Runs the hub of this state folder until it is told to end; calls `ready` once everything answers. The caller holds the folder's lock."""
+    """Runs the hub of this state folder, whose lock the caller holds, until it is told to end; calls `ready` once everything answers."""
 
     async def main() -> None:
         await Hub(host=host, idle_timeout_s=idle_timeout_s).run(ready)
@@ -93,7 +92,7 @@ class Hub:
             status_url=self.api.url,
             status_token=self.api.token,
             pid=os.getpid(),
-            version=__version__,
+            version=version("depin-nb"),
             home=str(config.home()),
             started_at=time.time(),
         )
@@ -110,9 +109,10 @@ class Hub:
             await asyncio.get_running_loop().run_in_executor(None, self._parts.close)
 
     async def _until_end(self) -> None:
+        check_s = min(IDLE_CHECK_S, self._idle_timeout_s or IDLE_CHECK_S)
         while not self._ending.is_set():
             try:
-                await asyncio.wait_for(self._ending.wait(), IDLE_CHECK_S)
+                await asyncio.wait_for(self._ending.wait(), check_s)
             except TimeoutError:
                 if self._busy():
                     self._seen_s = time.monotonic()
@@ -183,10 +183,11 @@ class Hub:
 
     def _workers(self) -> list[dict[str, Any]]:
         """The worker processes: what was started, and whether it has reached the scheduler."""
+        processes = self.fleet.processes
         here = {str(ws.name): ws.address for ws in self.fleet.scheduler.workers.values()}
         return [
             {"name": name, "backend": p.backend.name, "simulated": p.backend.simulated, "profile": p.spec.profile, "pid": p.pid,
              "address": here.get(name, ""), "ready": name in here}
-            for name, p in self.fleet.processes.items()
+            for name in self.fleet.names()
+            if (p := processes.get(name)) is not None
         ]  # fmt: skip
-

@@ -100,7 +100,7 @@ class HubClient:
 
 
 def typed(error: dict[str, Any]) -> DepinError:
-    """The error that an answer `{"type", "message", "hint", "fields"}` stands for; a HubError where the type isn't one of core/errors.py."""
+    """The error that `{"type", "message", "hint", "fields"}` stands for; a HubError where the type isn't one of core/errors.py."""
     kind = getattr(errors, str(error.get("type", "")), None)
     if not (isinstance(kind, type) and issubclass(kind, DepinError)):
         kind = HubError

@@ -1,4 +1,4 @@
-"""`python -m depin_nb.hub` (also `depin hub`): takes the state folder's lock, detaches if told to, and only then imports the heavy parts."""
+"""`python -m depin_nb.hub` (also `depin hub`): takes the state folder's lock, detaches if told to, then imports the heavy parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IDLE_TIMEOUT_S = 3600.0
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="depin hub",
-        description="Runs the hub of this state folder (DEPIN_HOME) in the foreground: Dask scheduler, coordinator, journal, ledger, status API.",
+        description="Runs the hub of this state folder (DEPIN_HOME) in the foreground: scheduler, coordinator, journal, ledger, status API.",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback only)")
     parser.add_argument(

@@ -28,7 +28,7 @@ Died = Callable[[str, int], None]
 
 
 class WorkerProcess(ProcessInterface):
-    """One worker process. It holds the read end of a pipe as its standard input, and ends when the hub's end closes, however the hub dies."""
+    """One worker process. Its standard input is a pipe whose other end the hub holds: it ends when that closes, however the hub dies."""
 
     def __init__(self, scheduler: str, name: str, backend: Backend, spec: WorkerSpec, died: Died) -> None:
         super().__init__(scheduler=scheduler, name=name)

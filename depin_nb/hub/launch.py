@@ -45,7 +45,9 @@ def stop_hub(info: HubInfo) -> None:
     """Stops a hub and its workers in order, and waits until it is gone. Raises HubError when it doesn't end."""
     if hub_pid() != info.pid:
         return
-    request = urllib.request.Request(f"{info.status_url}/api/shutdown", method="POST", headers={"Authorization": f"Bearer {info.status_token}"}, data=b"{}")
+    request = urllib.request.Request(
+        f"{info.status_url}/api/shutdown", method="POST", headers={"Authorization": f"Bearer {info.status_token}"}, data=b"{}"
+    )
     try:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=5.0):
             pass
@@ -96,7 +98,9 @@ def _spawn(idle_timeout_s: float | None) -> HubInfo:
     if ready is None:
         raise HubError(f"the hub did not get ready within {START_TIMEOUT_S:.0f} s{_quoted(log, started_at_byte)}", hint=f"See {log}.")
     if ready != "ready\n" or info is None:
-        raise HubError(f"the hub ended while it started{_quoted(log, started_at_byte)}", hint=f"See {log}; `depin doctor` checks the parts.")
+        raise HubError(
+            f"the hub ended while it started{_quoted(log, started_at_byte)}", hint=f"See {log}; `depin doctor` checks the parts."
+        )
     return info
 
 

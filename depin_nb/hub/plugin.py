@@ -73,7 +73,7 @@ class CoordinatorPlugin(SchedulerPlugin):
         for run in list(self._kernels):
             if run not in self.coordinator.runs:
                 del self._kernels[run]
-            elif not all(comm.closed() for comm in self._kernels[run]):  # type: ignore[no-untyped-call]
+            elif not all(comm.closed() for comm in self._kernels[run]):
                 self.coordinator.kernel.alive(run)
 
     async def start(self, scheduler: Scheduler) -> None:
@@ -95,7 +95,7 @@ class CoordinatorPlugin(SchedulerPlugin):
                 await self._ticking
             self._ticking = None
 
-    def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:  # noqa: ARG002
+    def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
         self.coordinator.worker_lost(worker)
 
     async def _tick(self) -> None:

@@ -104,7 +104,7 @@ class TerminalSurface:
         self._shown = 0
         self._guard: _Guard | None = None
 
-    def show(self, status: Status, notices: Sequence[str]) -> None:  # noqa: ARG002 (a line has no room for notices; the summary has them)
+    def show(self, status: Status, notices: Sequence[str]) -> None:
         """Rewrites the line, unless something else stands unfinished on it. Without a terminal nothing is written before the end."""
         if not self._live:
             return

@@ -15,7 +15,7 @@ from .vault import Vault, vault_address
 from .voucher import Voucher
 from .wallet import Wallet, Wallets, is_address
 
-OPEN_BUDGET_UNITS = 1_000 * 10**6  # 1,000 DPN: what the vault of a run without a budget is funded with at first; more is added when due
+OPEN_BUDGET_UNITS = 10**6 * 10**6  # 1,000,000 DPN: what the vault of a run without a budget is funded with at first; more is added when due
 
 
 class Ledger:

@@ -160,7 +160,11 @@ class _Analysis:
                 names.add(_root(node.func.value))
             elif isinstance(node, (ast.Attribute, ast.Subscript)) and isinstance(node.ctx, ast.Store):
                 names.add(_root(node.value))
-        return {n for n in names if n and n not in self.out.device and not isinstance(self.value(n), (types.ModuleType, type, types.FunctionType, str))}
+        return {
+            n
+            for n in names
+            if n and n not in self.out.device and not isinstance(self.value(n), (types.ModuleType, type, types.FunctionType, str))
+        }
 
     def _counters(self, first: set[str]) -> dict[str, Any]:
         """`step += 1` once an iteration, unconditionally: its value follows from the iteration's index."""
@@ -255,12 +259,12 @@ class _Analysis:
 
     def _gradients(self) -> None:
         """Gradients that live longer than an iteration (accumulation): leases would cut them."""
-        steps, zeros, conditional = [], [], []
+        conditional: list[ast.Call] = []
+        zeros: list[tuple[int, ast.AST]] = []
         for depth, node in _with_depth(self.loop.body, branches_only=True):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 owner = self.callee(node.func.value)
-                if node.func.attr == "step" and (isinstance(owner, Optimizer) or owner is None and not node.args):
-                    steps.append(node)
+                if node.func.attr == "step" and (isinstance(owner, Optimizer) or (owner is None and not node.args)):
                     if depth:
                         conditional.append(node)
                 if node.func.attr in ("zero_grad", "zero_"):
@@ -268,7 +272,9 @@ class _Analysis:
             if isinstance(node, ast.Attribute) and node.attr == "grad" and isinstance(node.ctx, ast.Store):
                 zeros.append((depth, node))
         zeroed = any(depth == 0 for depth, _ in zeros) or (not zeros and self.zeroes_elsewhere)
-        functional = any(isinstance(n, ast.Attribute) and n.attr == "grad" and _root(n.value) in ("torch", "autograd") for n in ast.walk(self.loop))
+        functional = any(
+            isinstance(n, ast.Attribute) and n.attr == "grad" and _root(n.value) in ("torch", "autograd") for n in ast.walk(self.loop)
+        )
         if conditional and zeros and not zeroed:
             self.out.grads = True
             self.out.solo.append(f"line {conditional[0].lineno}: gradients are gathered over several iterations before the step")
@@ -344,7 +350,9 @@ def _read_first(body: list[ast.stmt], assigned: set[str]) -> set[str]:
     def expression(node: ast.AST | None, known: set[str]) -> None:
         if node is not None:
             bound = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-            first.update(n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load) and n.id not in known | bound)
+            first.update(
+                n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load) and n.id not in known | bound
+            )
 
     def block(statements: list[ast.stmt], known: set[str]) -> set[str]:
         known = set(known)
@@ -352,7 +360,9 @@ def _read_first(body: list[ast.stmt], assigned: set[str]) -> set[str]:
             if isinstance(s, ast.Assign):
                 expression(s.value, known)
                 for target in s.targets:
-                    first.update(n.id for n in ast.walk(target) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load) and n.id not in known)
+                    first.update(
+                        n.id for n in ast.walk(target) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load) and n.id not in known
+                    )
                     known |= {n.id for n in ast.walk(target) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
             elif isinstance(s, ast.AugAssign):
                 expression(s.value, known)

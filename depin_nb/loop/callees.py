@@ -31,7 +31,7 @@ def underlying(function: Any) -> tuple[types.FunctionType | None, Any]:
         return function, None
     if isinstance(function, types.MethodType) and isinstance(function.__func__, types.FunctionType):
         return function.__func__, function.__self__
-    call = getattr(type(function), "__call__", None)
+    call = vars(type(function)).get("__call__")  # an instance of a user's class
     if isinstance(call, types.FunctionType) and not isinstance(function, type):
         return call, function
     return None, None
@@ -124,5 +124,4 @@ def _instrument(source: str, code: types.CodeType) -> types.CodeType:
     module = ast.fix_missing_locations(ast.Module(body=[factory], type_ignores=[]))
     outer = compile(module, code.co_filename, "exec", dont_inherit=True)
     outer_code = next(c for c in outer.co_consts if isinstance(c, types.CodeType))
-    twin = next(c for c in outer_code.co_consts if isinstance(c, types.CodeType) and c.co_name == code.co_name)
-    return twin
+    return next(c for c in outer_code.co_consts if isinstance(c, types.CodeType) and c.co_name == code.co_name)

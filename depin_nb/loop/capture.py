@@ -22,20 +22,39 @@ from typing import Any
 import cloudpickle
 import numpy as np
 import torch
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..core.codec import decode, encode
 from ..core.errors import CodecError, ShipError
 from .callees import Callees
-from .objects import GradScaler, Roots
+from .objects import Roots
 from .source import Opener
 from .values import Ghost
 
 FORMAT = 1
 _INLINE_BYTES = 4096
-_GHOST_MODULES = ("tqdm", "torch.utils.tensorboard", "tensorboardX", "ipywidgets", "IPython", "ipykernel", "matplotlib", "logging", "sqlite3")
-_GHOST_TYPES = (io.IOBase, socket.socket, type(threading.Lock()), type(threading.RLock()), threading.Thread, types.GeneratorType, weakref.ref)
+_GHOST_MODULES = (
+    "tqdm",
+    "torch.utils.tensorboard",
+    "tensorboardX",
+    "ipywidgets",
+    "IPython",
+    "ipykernel",
+    "matplotlib",
+    "logging",
+    "sqlite3",
+)
+_GHOST_TYPES = (
+    io.IOBase,
+    socket.socket,
+    type(threading.Lock()),
+    type(threading.RLock()),
+    threading.Thread,
+    types.GeneratorType,
+    weakref.ref,
+)
 
 
 @dataclass
@@ -95,7 +114,7 @@ class _Finder(cloudpickle.Pickler):
 
     def __init__(self, space: dict[str, Any], env: dict[str, Any]) -> None:
         super().__init__(_Sink(), protocol=5)
-        self.globals_ref[id(space)] = env  # type: ignore[attr-defined]
+        self.globals_ref[id(space)] = env
         self.found: dict[int, Any] = {}
         self.leaves: dict[int, torch.Tensor] = {}
 
@@ -132,7 +151,7 @@ class _Shipper(cloudpickle.Pickler):
 
     def __init__(self, file: io.BytesIO, space: dict[str, Any], env: dict[str, Any], mutable: set[int]) -> None:
         super().__init__(file, protocol=5)
-        self.globals_ref[id(space)] = env  # type: ignore[attr-defined]
+        self.globals_ref[id(space)] = env
         self.mutable = mutable  # ids of tensors whose contents travel as State
         self.kept: list[Any] = []
         self.tensors: dict[int, int] = {}
@@ -198,7 +217,7 @@ def _reduce_optimizer(obj: Any) -> Any:
     return _bare, (type(obj),), state, None, None, _restore_optimizer
 
 
-def _bare(kind: type) -> Any:
+def _bare(kind: Any) -> Any:
     return kind.__new__(kind)
 
 
@@ -366,7 +385,7 @@ class _Opener(pickle.Unpickler):
 
 def _device(kind: str, index: int | None) -> torch.device:
     """The worker's own counterpart of a device of the kernel's."""
-    if kind == "cuda" and not torch.cuda.is_available() or kind == "mps" and not torch.backends.mps.is_available():
+    if (kind == "cuda" and not torch.cuda.is_available()) or (kind == "mps" and not torch.backends.mps.is_available()):
         return torch.device("cpu")
     return torch.device(kind) if kind == "cpu" or index is None else torch.device(kind, 0)
 
@@ -378,7 +397,8 @@ def open_program(data: bytes, blob: Callable[[str], bytes]) -> Program:
         raise CodecError("the program is of another version of depin-nb")
     env, opener, labels = _Opener(parts["graph"], parts["table"], blob).load()
     env.setdefault("__name__", "__main__")
-    roots = Roots(*labels, carried=tuple(parts["carried"]), grads=parts["grads"])
+    modules, optimizers, schedulers, scalers, tensors = labels
+    roots = Roots(modules, optimizers, schedulers, scalers, tensors, tuple(parts["carried"]), bool(parts["grads"]))
     facts = parts["facts"]
     return Program(
         env=env,

@@ -50,7 +50,9 @@ class LeasedFunction(LeasedCell):
         target = function.__func__ if isinstance(function, types.MethodType) else function
         if not isinstance(target, types.FunctionType) or parse_function(target) is None:
             raise RefusedLoop(
-                f"{function!r} has no source that can be read", reason="no source", hint="Pass a function that is defined in a cell or a .py file."
+                f"{function!r} has no source that can be read",
+                reason="no source",
+                hint="Pass a function that is defined in a cell or a .py file.",
             )
         self.function = function
         name = "__depin_function__"

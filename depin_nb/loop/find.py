@@ -76,7 +76,9 @@ def _no_loop(tree: ast.Module, nodes: list[ast.FunctionDef], trains: _Trains) ->
             if isinstance(node, ast.AsyncFor) and trains(node.body):
                 return RefusedLoop(f"line {node.lineno}: `async for` can't run on workers", line=node.lineno, reason="async")
     what = "there is no training loop in this cell: no `for` whose body calls backward()"
-    return RefusedLoop(what, line=1, reason="no loop", hint="Put %%depin train on the cell that holds (or calls) `for ...: ... loss.backward()`.")
+    return RefusedLoop(
+        what, line=1, reason="no loop", hint="Put %%depin train on the cell that holds (or calls) `for ...: ... loss.backward()`."
+    )
 
 
 class _Trains:
@@ -191,7 +193,7 @@ def _reachable(tree: ast.AST, namespace: dict[str, Any]) -> Iterator[tuple[types
     while queue:
         node, space = queue.pop()
         for name in {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}:
-            if name in defined and space is namespace or name not in space:
+            if (name in defined and space is namespace) or name not in space:
                 continue
             for function in functions_of(space[name]):
                 if function.__code__ in seen:

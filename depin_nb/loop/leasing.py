@@ -183,7 +183,10 @@ class Entry:
         self.shipment = shipment = self._ship(facts, strategy)
         env = {name: self._carried[name] for name in self._carried}
         state = shipment.roots.read({**self.frame.f_locals, **env}, rng=strategy.solo)
-        seed = int.from_bytes(np.random.SeedSequence([torch.initial_seed() % 2**63, loops._entries]).generate_state(2).tobytes(), "little") >> 1
+        seed = (
+            int.from_bytes(np.random.SeedSequence([torch.initial_seed() % 2**63, loops._entries]).generate_state(2).tobytes(), "little")
+            >> 1
+        )
         if self.number not in loops._probes:
             made = self._probe(shipment, state, strategy, seed)
             loops._probes[self.number] = made
@@ -230,7 +233,7 @@ class Entry:
                 continue
             if not isinstance(value, (Remote, Loops)) and name not in (RUNTIME, LOOPS, ENTRY, ITEM):
                 names[name] = value
-        _add_callees(self.loops.callees, names, self.site)
+        _add_callees(self.loops.callees, names)
         shipment = ship(
             names=names,
             space=self.frame.f_globals,
@@ -314,7 +317,7 @@ class Entry:
                 self._feed(results.want)
 
     def _finished(self) -> bool:
-        return self._closed() and self.replayed >= self.given or bool(self._exit)
+        return (self._closed() and self.replayed >= self.given) or bool(self._exit)
 
     def _part(self, part: Part) -> Iterator[Any]:
         if part.first != self.replayed:
@@ -387,7 +390,7 @@ def _length_of(node: ast.expr, resolve: Callable[[str], Any]) -> int | None:
         if node.func.id == "range":
             values = [_number(arg, resolve) for arg in node.args]
             if values and all(isinstance(v, int) for v in values):
-                return len(range(*values))  # type: ignore[arg-type]
+                return len(range(*values))
     if isinstance(node, ast.Name):
         value = _number(node, resolve)
         return len(value) if isinstance(value, (range, list, tuple)) else None
@@ -409,19 +412,19 @@ def _number(node: ast.expr, resolve: Callable[[str], Any]) -> Any:
 def _plain_targets(target: Any, shown: Any) -> set[str]:
     """Names of the loop's target that hold plain values, seen from one item."""
     if isinstance(target, ast.Name):
-        return set() if isinstance(shown, Remote) or isinstance(shown, tuple) and any(isinstance(s, Remote) for s in shown) else {target.id}
+        return set() if holds_remote(shown) else {target.id}
     if isinstance(target, (ast.Tuple, ast.List)) and isinstance(shown, (tuple, list)) and len(shown) == len(target.elts):
         return set().union(*(_plain_targets(t, s) for t, s in zip(target.elts, shown, strict=True)))
     return set()
 
 
-def _add_callees(callees: Callees, names: dict[str, Any], site: Site) -> None:
+def _add_callees(callees: Callees, names: dict[str, Any]) -> None:
     """Takes up every function of the user's that the body can reach: by name, through other functions, as methods of plain objects."""
-    queue = [v for v in names.values()]
+    queue = list(names.values())
     seen: set[int] = set()
     while queue:
         value = queue.pop()
-        if id(value) in seen or is_device_type(type(value)) or isinstance(value, type) and is_device_type(value):
+        if id(value) in seen or is_device_type(type(value)) or (isinstance(value, type) and is_device_type(value)):
             continue
         seen.add(id(value))
         if isinstance(value, types.FunctionType) and within(owner_module(value), ("torch",)):
@@ -429,5 +432,3 @@ def _add_callees(callees: Callees, names: dict[str, Any], site: Site) -> None:
         for function in functions_of(value):
             if parse_function(function) is not None and callees.add(function):
                 queue += [function.__globals__[n] for n in function.__code__.co_names if n in function.__globals__]
-
-

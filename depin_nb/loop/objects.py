@@ -10,19 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..core.codec import can_encode
 from ..core.errors import ReplayError
 from ..core.state import BUFFER, CARRIED, COUNTER, INNER, PARAM, RNG, STEP, State
-
-try:
-    from torch.amp.grad_scaler import GradScaler
-except ImportError:  # torch < 2.3 had it elsewhere
-    from torch.cuda.amp import GradScaler
-
-STATEFUL = (torch.nn.Module, Optimizer, LRScheduler, GradScaler)
 
 
 @dataclass

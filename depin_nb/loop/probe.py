@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..core.codec import CodecError, encode
-from ..core.errors import RefusedLoop, ReplayError
+from ..core.codec import encode
+from ..core.errors import CodecError, RefusedLoop, ReplayError
 from ..core.lease import EntrySpec, Lease, StrategyConfig, Unit
 from ..core.state import State
 from .capture import Shipment, open_program

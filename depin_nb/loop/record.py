@@ -43,7 +43,7 @@ Reduce = Callable[[int, int, list[torch.Tensor | None]], list[torch.Tensor | Non
 
 @dataclass
 class Outcome:
-    """What a lease came to: iterations done, one log each, names left behind, how the body left the loop ("" if it didn't), losses, seconds."""
+    """What a lease came to. `exit`: how the body left the loop ("" if it didn't); `left`: codec bytes of the names left behind."""
 
     done: int = 0
     logs: list[bytes] = field(default_factory=list)
@@ -239,7 +239,7 @@ class WorkerHalf:
             backward(tensor, *args, **kwargs)
 
         flags = self.program.flags
-        torch.Tensor.backward = noted  # type: ignore[assignment]
+        torch.Tensor.backward = noted  # type: ignore[method-assign,assignment]
         dtype = torch.get_default_dtype()
         torch.set_default_dtype(getattr(torch, flags["dtype"]))
         torch.set_float32_matmul_precision(flags["matmul"])
@@ -257,7 +257,7 @@ class WorkerHalf:
 
     @contextlib.contextmanager
     def _reducing(self, reduce: Reduce | None) -> Iterator[list[int]]:
-        """Averages gradients over the gang at the end of each backward pass, as DistributedDataParallel does (FACTS: exact with clipping and AMP)."""
+        """Averages gradients over the gang when a backward pass ends, as DistributedDataParallel does: before clipping and scalers."""
         position = [0, 1]
         if reduce is None:
             yield position
@@ -266,7 +266,7 @@ class WorkerHalf:
 
         def average() -> None:
             queued[0] = False
-            means = reduce(position[0], position[1], [p.grad for p in parameters])  # type: ignore[misc]
+            means = reduce(position[0], position[1], [p.grad for p in parameters])
             position[0] += 1
             for parameter, mean in zip(parameters, means, strict=True):
                 if mean is not None and parameter.grad is None:
@@ -277,7 +277,7 @@ class WorkerHalf:
         def hook(_: torch.Tensor) -> None:
             if not queued[0]:
                 queued[0] = True
-                torch.autograd.Variable._execution_engine.queue_callback(average)  # type: ignore[attr-defined]
+                torch.autograd.Variable._execution_engine.queue_callback(average)
 
         handles = [p.register_post_accumulate_grad_hook(hook) for p in parameters]
         try:

@@ -21,7 +21,7 @@ MAX_LOG_BYTES = 256 << 20
 
 
 class Replayer(Runtime):
-    """Takes each device-side evaluation's plain result from the log, by its turn. `rehearsal`: side effects are left out (the self-check)."""
+    """Takes each device-side evaluation's plain result from the log, by its turn. `rehearsal`: without side effects (the self-check)."""
 
     def __init__(self, callees: Callees, namespace: dict[str, Any], *, rehearsal: bool = False) -> None:
         super().__init__(callees)
@@ -37,8 +37,10 @@ class Replayer(Runtime):
             turns, entries = decode(log, max_bytes=MAX_LOG_BYTES)
         except (CodecError, ValueError, TypeError) as error:
             raise ReplayError(f"a worker's log can't be read: {error}", detail="codec") from None
-        fits = type(turns) is int and type(entries) is list and all(
-            type(e) is list and len(e) == 4 and all(type(part) is int for part in e[:3]) for e in entries
+        fits = (
+            type(turns) is int
+            and type(entries) is list
+            and all(type(e) is list and len(e) == 4 and all(type(part) is int for part in e[:3]) for e in entries)
         )
         if not fits:
             raise ReplayError("a worker's log is malformed", detail="shape")
@@ -61,7 +63,7 @@ class Replayer(Runtime):
             raise ReplayError("the notebook half went on where the worker had ended", detail=f"turn {turn}")
         if self._next < len(self._entries) and self._entries[self._next][0] <= turn:
             entry = self._entries[self._next]
-            if entry[0] != turn or abs(entry[1]) != abs(number) and entry[2] != RAISE:
+            if entry[0] != turn or (abs(entry[1]) != abs(number) and entry[2] != RAISE):
                 raise ReplayError("the two halves took different steps", detail=f"turn {turn}: {entry[1]} is not {number}")
             self._next += 1
             return entry

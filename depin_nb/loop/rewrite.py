@@ -1,8 +1,8 @@
 """The notebook half's code: the cell (and functions that hold a leased loop) with the loop's body instrumented in place.
 
-    with __depin_loops__.enter(0, <iterable>) as __depin_entry:
-        for __depin_item in __depin_entry: <target and body, instrumented>
-    if __depin_entry.has("x", locals()): x = __depin_entry.left("x")
+with __depin_loops__.enter(0, <iterable>) as __depin_entry:
+    for __depin_item in __depin_entry: <target and body, instrumented>
+if __depin_entry.has("x", locals()): x = __depin_entry.left("x")
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def leased(node: ast.For, number: int) -> list[ast.stmt]:
         keywords=[],
     )
     block = ast.With(items=[ast.withitem(context_expr=enter, optional_vars=ast.Name(id=ENTRY, ctx=ast.Store()))], body=[loop])
-    names = sorted({n.id for part in (node.target, *node.body) for n in ast.walk(part) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)})
+    names = sorted(
+        {n.id for part in (node.target, *node.body) for n in ast.walk(part) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    )
     after = [ast.parse(f"if {ENTRY}.has({name!r}, locals()): {name} = {ENTRY}.left({name!r})").body[0] for name in names]
     statements: list[ast.stmt] = [block, *after]
     for statement in statements:

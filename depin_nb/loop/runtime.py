@@ -131,8 +131,8 @@ class Runtime:
 
     def format(self, number: int, value: Any, conversion: int, spec: str) -> str:
         def act(value: Any) -> str:
-            converted = {ord("r"): repr, ord("s"): str, ord("a"): ascii}.get(conversion, lambda v: v)(value)
-            return format(converted, spec)
+            convert: Any = {ord("r"): repr, ord("s"): str, ord("a"): ascii}.get(conversion)
+            return format(value if convert is None else convert(value), spec)
 
         return str(self._op(number, lambda: act(value)) if self.touches(value) else self._native(act, value))
 
@@ -158,7 +158,9 @@ class Runtime:
             end = len(items) - (len(pattern) - star - 1)
             items = [*items[:star], items[star:end], *items[end:]]
             return self._flatten(number, items, pattern, star)
-        return tuple(self.unpack(number, item, part) if isinstance(part, tuple) else item for item, part in zip(items, pattern, strict=True))
+        return tuple(
+            self.unpack(number, item, part) if isinstance(part, tuple) else item for item, part in zip(items, pattern, strict=True)
+        )
 
     def _flatten(self, number: int, items: list[Any], pattern: tuple[Any, ...], star: int) -> tuple[Any, ...]:
         parts = [self.unpack(number, item, part) if isinstance(part, tuple) else item for item, part in zip(items, pattern, strict=True)]

@@ -146,10 +146,8 @@ class Source:
         try:
             iterator = iter(iterable)
         except TypeError:
-            raise RefusedLoop(
-                f"the loop iterates a {type(iterable).__name__}, which isn't iterable", reason="not iterable"
-            ) from None
-        if isinstance(iterable, itertools.count) or isinstance(iterable, itertools.cycle):
+            raise RefusedLoop(f"the loop iterates a {type(iterable).__name__}, which isn't iterable", reason="not iterable") from None
+        if isinstance(iterable, (itertools.count, itertools.cycle)):
             raise RefusedLoop("the loop's iterable never ends, so its length can't be planned", hint="Use `range(n)` or itertools.islice.")
         return Opener("items"), _items(iterator), _length(iterable)
 
@@ -203,7 +201,9 @@ def _generators() -> tuple[bytes, Any, bytes]:
 
 
 def _is_bar(value: Any) -> bool:
-    return any(base.__name__ == "tqdm" and base.__module__.startswith("tqdm") for base in type(value).__mro__) and hasattr(value, "iterable")
+    return any(base.__name__ == "tqdm" and base.__module__.startswith("tqdm") for base in type(value).__mro__) and hasattr(
+        value, "iterable"
+    )
 
 
 def _length(iterable: Any) -> int | None:

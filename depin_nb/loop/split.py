@@ -99,9 +99,7 @@ class Instrument(ast.NodeTransformer):
             for k in node.keywords
         ]
         if isinstance(node.func, ast.Attribute):
-            return self._ask(
-                node, "method", self.visit(node.func.value), _constant(node.func.attr), *args, keywords=keywords, used=used
-            )
+            return self._ask(node, "method", self.visit(node.func.value), _constant(node.func.attr), *args, keywords=keywords, used=used)
         return self._ask(node, "call", self.visit(node.func), *args, keywords=keywords, used=used)
 
     def _argument(self, node: ast.expr) -> ast.expr:
@@ -155,9 +153,7 @@ class Instrument(ast.NodeTransformer):
         for generator in node.generators:
             if not isinstance(generator.target, (ast.Name, ast.Tuple)):
                 raise RefusedLoop(f"line {node.lineno}: this comprehension's target isn't supported", line=node.lineno)
-            generator.iter = self._ask(
-                generator.iter, "iterate", self.visit(generator.iter), _pattern(generator.target), keywords=[]
-            )
+            generator.iter = self._ask(generator.iter, "iterate", self.visit(generator.iter), _pattern(generator.target), keywords=[])
             generator.ifs = [self._ask(test, "truth", self.visit(test)) for test in generator.ifs]
         for name in ("elt", "key", "value"):
             if hasattr(node, name):
@@ -226,9 +222,7 @@ class Instrument(ast.NodeTransformer):
             return name
 
         plain = rename(target)
-        statements: list[ast.stmt] = [
-            _locate(ast.Assign(targets=[plain], value=self._ask(node, "unpack", value, _pattern(target))), node)
-        ]
+        statements: list[ast.stmt] = [_locate(ast.Assign(targets=[plain], value=self._ask(node, "unpack", value, _pattern(target))), node)]
         for name, part in leaves:
             statements += self._store(part, ast.Name(id=name.id, ctx=ast.Load()), node)
         return statements

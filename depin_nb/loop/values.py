@@ -6,12 +6,13 @@ import builtins
 import functools
 import operator
 import types
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-UNARY = {"neg": operator.neg, "pos": operator.pos, "invert": operator.invert}
+UNARY: dict[str, Callable[[Any], Any]] = {"neg": operator.neg, "pos": operator.pos, "invert": operator.invert}
 BINARY = {
     "add": operator.add, "sub": operator.sub, "mult": operator.mul, "div": operator.truediv, "floordiv": operator.floordiv,
     "mod": operator.mod, "pow": operator.pow, "lshift": operator.lshift, "rshift": operator.rshift, "bitor": operator.or_,
@@ -22,17 +23,31 @@ INPLACE = {
     "mod": operator.imod, "pow": operator.ipow, "lshift": operator.ilshift, "rshift": operator.irshift, "bitor": operator.ior,
     "bitxor": operator.ixor, "bitand": operator.iand, "matmult": operator.imatmul,
 }  # fmt: skip
-COMPARE = {
+COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "eq": operator.eq, "noteq": operator.ne, "lt": operator.lt, "lte": operator.le, "gt": operator.gt, "gte": operator.ge,
     "is": operator.is_, "isnot": operator.is_not, "in": lambda a, b: a in b, "notin": lambda a, b: a not in b,
 }  # fmt: skip
 
 #: Modules whose functions act on the world beside the loop: run in the notebook only.
-SINK_MODULES = ("matplotlib", "IPython", "logging", "wandb", "mlflow", "rich", "tqdm", "torch.utils.tensorboard", "tensorboardX", "warnings")
+SINK_MODULES = (
+    "matplotlib",
+    "IPython",
+    "logging",
+    "wandb",
+    "mlflow",
+    "rich",
+    "tqdm",
+    "torch.utils.tensorboard",
+    "tensorboardX",
+    "warnings",
+)
 #: Modules whose functions give another answer each time: run on the worker only, and recorded.
 IMPURE_MODULES = ("random", "time", "secrets", "uuid", "numpy.random")
 #: torch classes that are bookkeeping rather than device-side.
 PLAIN_TORCH = (torch.Size,)
+
+
+_DEVICE_TYPES: dict[type, bool] = {}
 
 
 class Ghost:
@@ -66,9 +81,15 @@ class Ghost:
         return f"<{self.__dict__['_name']}: stays in the notebook>"
 
 
-@functools.cache
 def is_device_type(kind: type) -> bool:
     """Whether instances of `kind` are device-side: tensors, modules, optimizers, schedulers, scalers, datasets, loaders, samplers."""
+    known = _DEVICE_TYPES.get(kind)
+    if known is None:
+        known = _DEVICE_TYPES[kind] = _is_device_type(kind)
+    return known
+
+
+def _is_device_type(kind: type) -> bool:
     if issubclass(kind, (*PLAIN_TORCH, type, types.ModuleType, BaseException)):
         return False
     if any(base.__module__.startswith("torch.utils.tensorboard") for base in kind.__mro__):
@@ -114,14 +135,16 @@ def is_torch(function: Any) -> bool:
     module = owner_module(function)
     if isinstance(function, type):
         return is_device_type(function) or (within(module, ("torch",)) and not within(module, SINK_MODULES))
-    return (within(module, ("torch", "torchvision", "torchaudio", "torchmetrics")) or module == "torch._C") and not within(module, SINK_MODULES)
+    return (within(module, ("torch", "torchvision", "torchaudio", "torchmetrics")) or module == "torch._C") and not within(
+        module, SINK_MODULES
+    )
 
 
 def is_impure(function: Any) -> bool:
     owner = getattr(function, "__self__", None)
     if owner is not None and isinstance(owner, (np.random.RandomState, np.random.Generator)):
         return True
-    if within(owner_module(function), ("datetime",)) or type(owner) is type and owner.__module__ == "datetime":
+    if within(owner_module(function), ("datetime",)) or (type(owner) is type and owner.__module__ == "datetime"):
         return getattr(function, "__name__", "") in ("now", "utcnow", "today")
     return within(owner_module(function), IMPURE_MODULES) or (
         owner is not None and not isinstance(owner, types.ModuleType) and within(type(owner).__module__, ("random",))
@@ -130,10 +153,14 @@ def is_impure(function: Any) -> bool:
 
 def is_sink(function: Any) -> bool:
     """Whether a call acts on the notebook's own world: print, plots, logs, displays, files."""
-    if function is torch.save or isinstance(function, types.BuiltinFunctionType) and function in (print, open, builtins.input):
+    if function is torch.save or (isinstance(function, types.BuiltinFunctionType) and function in (print, open, builtins.input)):
         return True
     owner = getattr(function, "__self__", None)
-    if owner is not None and not isinstance(owner, types.ModuleType) and within(type(owner).__module__, (*SINK_MODULES, "_io", "ipykernel")):
+    if (
+        owner is not None
+        and not isinstance(owner, types.ModuleType)
+        and within(type(owner).__module__, (*SINK_MODULES, "_io", "ipykernel"))
+    ):
         return True
     return within(owner_module(function), SINK_MODULES)
 

@@ -106,7 +106,9 @@ class Lessor:
         per_round = max(1, strategy.inner_steps * (1 if strategy.solo else len(self.workers)))
         merges = -(-iterations // per_round)
         figures = Figures(probe.flops, probe.seconds, iterations, merges, change, state.nbytes())
-        fleet = [_fleet_device(d.kind) for d in self.workers if d.simulated] or [_fleet_device(k) for k in ("phone", "laptop", "single-board", "phone")]
+        fleet = [_fleet_device(d.kind) for d in self.workers if d.simulated] or [
+            _fleet_device(k) for k in ("phone", "laptop", "single-board", "phone")
+        ]
         caveats = list(entering.facts.caveats) + list(entering.facts.solo)
         if entering.source_note:
             caveats.append(entering.source_note)
@@ -117,7 +119,7 @@ class Lessor:
         named: list[tuple[str, str]] = [
             (label, type(obj).__name__)
             for group in (roots.modules, roots.optimizers, roots.schedulers, roots.scalers, roots.tensors)
-            for label, obj in group.items()  # type: ignore[attr-defined]
+            for label, obj in group.items()
         ]
         return Plan(
             where=entering.site.where(),

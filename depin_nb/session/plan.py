@@ -49,11 +49,15 @@ class Plan:
 
     def text(self) -> str:
         rows = [row.text() for row in self.rows]
-        return "\n".join([*self.lines(), *(["estimate for one pass of this loop (nothing was spent):"] if rows else []), *(f"  {r}" for r in rows)])
+        return "\n".join(
+            [*self.lines(), *(["estimate for one pass of this loop (nothing was spent):"] if rows else []), *(f"  {r}" for r in rows)]
+        )
 
     def html(self) -> str:
         items = "".join(f"<li>{escape(line)}</li>" for line in self.lines())
-        rows = "".join(f"<tr>{''.join(f'<td style=text-align:left>{escape(c)}</td>' for c in row.text().split(' · '))}</tr>" for row in self.rows)
+        rows = "".join(
+            f"<tr>{''.join(f'<td style=text-align:left>{escape(c)}</td>' for c in row.text().split(' · '))}</tr>" for row in self.rows
+        )
         table = f"<b>Estimate for one pass of this loop (nothing was spent)</b><table>{rows}</table>" if rows else ""
         return f"<div><b>Plan</b><ul>{items}</ul>{table}</div>"
 

@@ -70,7 +70,9 @@ class Session:
                 return here
             if time.monotonic() > deadline:
                 missing = ", ".join(sorted(names - {d.name for d in here}))
-                raise NoWorkers(f"{missing or 'some workers'} did not join within {JOIN_TIMEOUT_S:.0f} s", hint="`depin doctor` looks for the cause.")
+                raise NoWorkers(
+                    f"{missing or 'some workers'} did not join within {JOIN_TIMEOUT_S:.0f} s", hint="`depin doctor` looks for the cause."
+                )
             time.sleep(0.1)
 
     def statuses(self) -> list[Status]:
@@ -145,7 +147,14 @@ class Session:
         workers = [d for d in self.workers() if d.state not in ("lost", "left")]
         backend = "depin" if any(d.simulated for d in workers) else "local"
         return Lessor(
-            self.hub, options, workers=workers, backend=backend, source=source, on_status=on_status, newest_kept=newest_kept, dry_run=dry_run
+            self.hub,
+            options,
+            workers=workers,
+            backend=backend,
+            source=source,
+            on_status=on_status,
+            newest_kept=newest_kept,
+            dry_run=dry_run,
         )
 
     def _train(

@@ -73,8 +73,8 @@ class Agent:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             lost = not self._leaving.is_set()
             serving = tasks[0]
-            if serving.done() and (error := serving.exception()) is not None:
-                log.warning("%s ends: %s", self.name, error)
+            if serving.done() and (problem := serving.exception()) is not None:
+                log.warning("%s ends: %s", self.name, problem)
         finally:
             for task in tasks:
                 task.cancel()
@@ -173,7 +173,9 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="depin-worker", description="Runs one worker of a hub: `depin up` starts them for you.")
     parser.add_argument("scheduler", help="the hub's Dask address, such as tcp://127.0.0.1:8786 (see `depin status`)")
     parser.add_argument("--name", required=True, help="the worker's name; its wallet goes by it")
-    parser.add_argument("--profile", default="local", help="device profile (default: local); other ones are simulated: slowed down and delayed")
+    parser.add_argument(
+        "--profile", default="local", help="device profile (default: local); other ones are simulated: slowed down and delayed"
+    )
     parser.add_argument("--backend", default="local", help="the backend that counts this worker as its own (default: local)")
     parser.add_argument("--until-stdin-closes", action="store_true", help="end when the standard input closes, as the hub's own workers do")
     return parser

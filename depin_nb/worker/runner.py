@@ -38,7 +38,7 @@ class Half(Protocol):
         *,
         go: Callable[[], bool],
         paced: Callable[[float], None],
-        reduce: Callable[[int, int, list[torch.Tensor]], list[torch.Tensor]] | None,
+        reduce: Callable[[int, int, list[torch.Tensor | None]], list[torch.Tensor | None]] | None,
     ) -> Outcome: ...
 
 
@@ -195,11 +195,11 @@ class LeaseRunner:
         seat.half.load(overlaid(base, seat.inner))
         return base
 
-    def _reducer(self, lease: Lease, go: Go) -> Callable[[int, int, list[torch.Tensor]], list[torch.Tensor]]:
+    def _reducer(self, lease: Lease, go: Go) -> Callable[[int, int, list[torch.Tensor | None]], list[torch.Tensor | None]]:
         from ..loop.record import GangAborted
         from ..training.allreduce import decode_grads, encode_grads
 
-        def reduce(step: int, samples: int, grads: list[torch.Tensor]) -> list[torch.Tensor]:
+        def reduce(step: int, samples: int, grads: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
             # any failure but GangAborted would be taken for the user's own exception
             try:
                 answer = self._ask(
@@ -221,9 +221,7 @@ class LeaseRunner:
                 raise
             except DepinError as error:
                 raise GangAborted(f"the gang's step failed: {error.message}") from error
-            if any(mean is None for mean in means):
-                raise GangAborted("the gang's ranks have gradients for different parameters")
-            return [mean for mean in means if mean is not None]
+            return list(means)
 
         return reduce
 

@@ -167,7 +167,7 @@ for epoch in range(2):
         losses.append(loss.item())
 print(losses)
 """,
-    "meters and helpers": f"""
+    "meters and helpers": """
 for epoch in range(2):
     meter.reset()
     for x, y in loader:
@@ -180,7 +180,7 @@ for epoch in range(2):
         history["acc"].append(accuracy(out, y))
     print(meter, history["acc"][-1])
 """,
-    "correct and total": f"""
+    "correct and total": """
 correct = total = 0
 for x, y in loader:
     out = model(x)
@@ -191,7 +191,7 @@ for x, y in loader:
     _, predicted = out.max(1)
     total += y.size(0)
     correct += predicted.eq(y).sum().item()
-print(f"{{100. * correct / total:.3f}} {{correct}}/{{total}}")
+print(f"{100. * correct / total:.3f} {correct}/{total}")
 """,
     "tensor sums": """
 total_loss = 0

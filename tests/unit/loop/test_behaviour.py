@@ -12,7 +12,15 @@ from depin_nb.core.errors import RefusedLoop, ShipError
 from depin_nb.loop.analyse import analyse
 from depin_nb.loop.find import find
 
-LOST = ["plain", "enumerate, running mean", "meters and helpers", "hidden state", "gradient accumulation", "best inside", "random in the body"]
+LOST = [
+    "plain",
+    "enumerate, running mean",
+    "meters and helpers",
+    "hidden state",
+    "gradient accumulation",
+    "best inside",
+    "random in the body",
+]
 
 
 @pytest.mark.parametrize("name", LOST)
@@ -69,7 +77,9 @@ def test_an_exception_in_the_first_iteration_costs_nothing():
 
 
 def test_users_own_exception_type():
-    cell = "class Diverged(Exception): pass\n" + CELLS["plain"].replace("losses.append(loss.item())", "if len(losses) > 3: raise Diverged('now', 3)\n        losses.append(loss.item())")
+    cell = "class Diverged(Exception): pass\n" + CELLS["plain"].replace(
+        "losses.append(loss.item())", "if len(losses) > 3: raise Diverged('now', 3)\n        losses.append(loss.item())"
+    )
     theirs, _, _, error, _ = leased(SETUP, cell)
     assert type(error) is theirs["Diverged"]
     assert error.args == ("now", 3)
@@ -79,7 +89,10 @@ def test_users_own_exception_type():
 REFUSED = {
     "no loop": ("print(1)", "no training loop"),
     "while": ("i = 0\nwhile i < 3:\n    criterion(model(X), Y).backward()\n    opt.step()\n    i += 1\n", "line 2: `while`"),
-    "yield": ("def f():\n    for x, y in loader:\n        criterion(model(x), y).backward()\n        yield 1\nlist(f())", "line 4: a `yield`"),
+    "yield": (
+        "def f():\n    for x, y in loader:\n        criterion(model(x), y).backward()\n        yield 1\nlist(f())",
+        "line 4: a `yield`",
+    ),
     "exec": ("for x, y in loader:\n    criterion(model(x), y).backward()\n    exec('1')\n", "line 3: `exec()`"),
     "items": ("for o in [object(), object()]:\n    criterion(model(X), Y).backward()\n    opt.step()\n", "object objects"),
     "endless": ("import itertools\nfor i in itertools.count():\n    criterion(model(X), Y).backward()\n    opt.step()\n", "never ends"),

@@ -1,10 +1,9 @@
 import pytest
+from book import BOOK
 
 from depin_nb.core.amount import DPN, USD, Amount, Tag
 from depin_nb.metering.estimate import FleetDevice, Probe, duration_text, estimate, rent
-from depin_nb.metering.price import load
 
-BOOK = load()
 PROBE = Probe(flops_per_iteration=10**9, seconds_per_iteration=0.01, iterations=1_000, merges=10, up_bytes=125_000, down_bytes=250_000)
 
 

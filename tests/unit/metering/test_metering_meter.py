@@ -1,13 +1,11 @@
 import pytest
+from book import BOOK
 from hypothesis import given
 from hypothesis import strategies as st
 
 from depin_nb.core.amount import DPN, USD, Amount, Tag
 from depin_nb.core.errors import AmountError, ConfigError
 from depin_nb.metering.meter import Meter, lease_cost
-from depin_nb.metering.price import load
-
-BOOK = load()
 
 
 def test_a_lease_costs_its_flops_at_the_profiles_price():

@@ -1,6 +1,7 @@
 from fractions import Fraction
 
 import pytest
+from book import BOOK
 
 from depin_nb.core.amount import DPN, USD, Amount, Currency, Tag
 from depin_nb.core.errors import AmountError, ConfigError
@@ -8,7 +9,7 @@ from depin_nb.metering.price import from_dict, load
 
 
 def test_the_catalog_prices_every_profile_and_dates_itself():
-    book = load()
+    book = BOOK
     assert {"local", "phone", "laptop", "single-board"} <= set(book.devices)
     assert book.dated.startswith("2026-11")
     assert not book.price("local").per_tflop
@@ -32,7 +33,7 @@ def test_a_missing_catalog_is_a_config_error():
 
 
 def test_dollars_are_rounded_up_and_tokens_bought_rounded_down():
-    book = load()  # 1 DPN = 1,000 micro-dollars, so 1,000 base units make one
+    book = BOOK  # 1 DPN = 1,000 micro-dollars, so 1,000 base units make one
     assert book.to_usd(Amount(1_000, DPN)) == Amount(1, USD)
     assert book.to_usd(Amount(1_001, DPN)) == Amount(2, USD)
     assert book.to_usd(Amount(0, DPN)) == Amount(0, USD)

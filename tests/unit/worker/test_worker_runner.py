@@ -229,7 +229,7 @@ def test_gang_averages_through_the_hub():
 def test_a_gang_that_fails_drops_the_lease_and_never_looks_like_the_users_error(answer):
     hub = FakeHub(StrategyConfig("sync", solo=False))
     hub.reduce_answer = answer
-    runner, halves = runner_of(hub)
+    runner, _ = runner_of(hub)
     seen = []
     original = CountingHalf.run
 

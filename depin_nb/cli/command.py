@@ -1,0 +1,178 @@
+"""`depin`'s commands: parse, call, print. Exit codes: 0 done, 1 failed, 2 not understood, 3 a hub is in the way, 4 not verified."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ..core import config
+from ..core.amount import DPN, Amount
+from ..core.errors import DepinError
+from . import tables
+from .parser import parser
+from .remote import snapshot
+
+NOT_VERIFIED = 4
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["hub"]:
+        from ..hub.command import main as hub
+
+        return hub(words[1:])
+    arguments = parser().parse_args(words)
+    try:
+        return COMMANDS[arguments.command](arguments)
+    except DepinError as error:
+        print(f"depin: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has enough
+        sys.stderr.close()
+        return 0
+
+
+def _show(arguments: argparse.Namespace, data: Any, text: Callable[[], str]) -> None:
+    print(json.dumps(data, indent=1, default=str) if arguments.json else text())
+
+
+def _overview(data: dict[str, Any]) -> str:
+    hub = data["hub"]
+    lines = [f"hub {hub['id']}  process {hub['pid']}  {hub['home']}", f"dashboard {hub['dashboard']}", "", tables.workers(data)]
+    if data["runs"]:
+        lines += ["", tables.active(data["runs"])]
+    return "\n".join(lines)
+
+
+def up(arguments: argparse.Namespace) -> int:
+    from .. import wiring
+
+    session = wiring.up(arguments.backend, arguments.workers)
+    try:
+        data = snapshot()
+    finally:
+        session.close()
+    _show(arguments, data, lambda: _overview(data))
+    return 0
+
+
+def scale(arguments: argparse.Namespace) -> int:
+    from .. import wiring
+
+    session = wiring.current()
+    try:
+        session.scale(arguments.count, arguments.backend)
+        data = snapshot()
+    finally:
+        session.close()
+    _show(arguments, data, lambda: _overview(data))
+    return 0
+
+
+def down(_: argparse.Namespace) -> int:
+    from ..hub.launch import find_hub, stop_hub
+
+    info = find_hub()
+    if info is None:
+        print("no hub is running")
+        return 0
+    stop_hub(info)
+    print(f"hub {info.hub_id} has ended; its runs stay in {config.journal_file()}")
+    return 0
+
+
+def status(arguments: argparse.Namespace) -> int:
+    data = snapshot()
+    _show(arguments, data, lambda: _overview(data))
+    return 0
+
+
+def runs(arguments: argparse.Namespace) -> int:
+    from .. import wiring
+
+    rows = wiring.runs()
+    _show(arguments, rows, lambda: tables.journal(rows))
+    return 0
+
+
+def run_info(arguments: argparse.Namespace) -> int:
+    from ..hub.journal import Journal
+
+    journal = Journal(config.journal_file(), writing=False)
+    try:
+        row = asdict(journal.run(arguments.run))
+    finally:
+        journal.close()
+    _show(arguments, row, lambda: tables.run(row))
+    return 0
+
+
+def ledger(arguments: argparse.Namespace) -> int:
+    return {"verify": verify, "show": show}[arguments.ledger](arguments)
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    from .. import wiring
+
+    report = wiring.verify(arguments.run)
+    data = report.to_dict()
+    _show(arguments, data, lambda: tables.verified(data, _dpn))
+    return 0 if report.ok else NOT_VERIFIED
+
+
+def show(arguments: argparse.Namespace) -> int:
+    from ..core.errors import NoSuchRun
+    from ..ledger import store
+
+    conn = store.connect(config.journal_file(), read_only=True)
+    try:
+        row = store.run(conn, arguments.run)
+        if row is None:
+            raise NoSuchRun(f"the ledger has no run {arguments.run}", run_id=arguments.run)
+        receipts = [asdict(receipt) for receipt in store.receipts(conn, arguments.run)]
+    finally:
+        conn.close()
+
+    def text() -> str:
+        lines = [[r["lease_id"], r["worker_id"], f"{r['first']}+{r['count']}", f"{r['flops']:,}", _dpn(r["units_dpn"])] for r in receipts]
+        total = _dpn(sum(r["units_dpn"] for r in receipts))
+        table = tables.columns(lines, ["lease", "worker", "iterations", "FLOPs", "earned"], right=[2, 3, 4])
+        return f"{table}\n\n{len(receipts)} receipts, {total}; the run is {row.state}"
+
+    _show(arguments, {"run": {**asdict(row), "root": row.root.hex() if row.root else None}, "receipts": receipts}, text)
+    return 0
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    from .doctor import checks
+
+    found = []
+    for check in checks():
+        found.append(check)
+        if not arguments.json:
+            print(check.line(), flush=True)
+    if arguments.json:
+        print(json.dumps([asdict(check) for check in found], indent=1))
+    return int(any(check.ok is False for check in found))
+
+
+def _dpn(units: int) -> str:
+    return Amount(units, DPN).text()
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "up": up,
+    "down": down,
+    "status": status,
+    "scale": scale,
+    "runs": runs,
+    "run-info": run_info,
+    "ledger": ledger,
+    "doctor": doctor,
+}

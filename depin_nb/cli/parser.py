@@ -9,7 +9,6 @@ import sys
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-
 USAGE_EXIT = 2
 BACKENDS = ("local", "depin")
 

@@ -16,6 +16,7 @@ from tornado.ioloop import IOLoop
 
 from ..core import errors
 from ..core.errors import DepinError, HubDied, HubError
+from ..network.randomness import keep_apart
 from .info import HubInfo, log_file
 
 CONNECT_TIMEOUT_S = 5.0  # on loopback a living hub answers in milliseconds
@@ -26,6 +27,7 @@ class HubClient:
     """Calls a hub from any thread but its own loop's. Close it when done; closing doesn't stop the hub."""
 
     def __init__(self, info: HubInfo, *, loop: IOLoop | None = None) -> None:
+        keep_apart()
         self.info = info
         self._runner = LoopRunner(loop=loop)
         self._runner.start()

@@ -17,7 +17,7 @@ IDLE_TIMEOUT_S = 3600.0
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="depin hub",
-        description="Runs the hub of this state folder (DEPIN_HOME) in the foreground: scheduler, coordinator, journal, ledger, status API.",
+        description="Runs the hub of this state folder (DEPIN_HOME) in the foreground: scheduler, coordinator, ledger, status API.",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback only)")
     parser.add_argument(

@@ -206,7 +206,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 async def _main(arguments: argparse.Namespace, device: DeviceProfile) -> int:
     import torch  # the slow import comes first: a worker that the scheduler shows is ready
 
+    from ..network.randomness import keep_apart
+
     torch.set_num_threads(1)
+    keep_apart()
     agent = Agent(arguments.scheduler, arguments.name, device, arguments.backend)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, agent.leave)

@@ -33,7 +33,8 @@ export class DeviceView implements View<Row> {
   private readonly _number = h('span');
   private readonly _per = h('span');
   private readonly _unit = h('span', { class: 'depin-lab-wide' });
-  private readonly _earned = h('span', { class: 'depin-lab-device-earned' });
+  private readonly _tokens = h('span');
+  private readonly _earned = h('span', { class: 'depin-lab-device-earned' }, this._tokens, h('span', { class: 'depin-lab-wide' }, ' earned'));
   private readonly _lanes = LANE_STATES.map(state => [state, svg('path', { class: `depin-lab-lane-${state}` })] as const);
   private readonly _lane = svg('svg', { class: 'depin-lab-lane', viewBox: `0 0 ${LANE_W} ${LANE_H}`, preserveAspectRatio: 'none', 'aria-hidden': 'true' }, ...this._lanes.map(([, node]) => node));
   readonly node: HTMLElement = h(
@@ -62,7 +63,7 @@ export class DeviceView implements View<Row> {
     text(this._unit, device.samples_per_s ? ' samples' : '');
     text(this._per, device.samples_per_s ? '/s' : ' iterations');
     set(this._rate, 'title', `${count(device.samples)} samples in ${count(device.iterations)} iterations`);
-    text(this._earned, `${money(device.earned)} earned`);
+    text(this._tokens, money(device.earned));
     set(this._earned, 'title', `${money(device.earned)} accrued, ${money(device.paid)} paid`);
     const paths = lanePaths(lane, now_s);
     set(this._lane, 'data-empty', lane.length === 0);

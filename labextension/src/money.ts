@@ -37,7 +37,7 @@ export class MoneyView {
   private readonly _meter = h('div', { class: 'depin-lab-bar depin-lab-budget', role: 'meter', 'aria-label': 'Budget spent', 'aria-valuemin': '0', 'aria-valuemax': '100' }, this._used, this._reserved, h('b', { title: '80 %: the hub warns' }));
   private readonly _of = h('span');
   private readonly _held = h('span', { class: 'depin-lab-end', title: 'Held for the leases that are out: their worst case' });
-  private readonly _budget = h('div', {}, this._meter, h('div', { class: 'depin-lab-line depin-lab-quiet' }, this._of, this._held));
+  private readonly _budget = h('div', {}, this._meter, h('div', { class: 'depin-lab-line depin-lab-quiet depin-lab-wrap' }, this._of, this._held));
   readonly node = h(
     'div',
     { class: 'depin-lab-money' },

@@ -10,6 +10,8 @@ import pytest
 import samples
 from lab_page import PANEL, STATUS, open_lab, set_theme, show_panel
 
+from depin_nb.core.amount import DPN, USD, Amount, Figure, Tag
+
 pytestmark = pytest.mark.browser
 
 TOOLTIP = """depin digits: running, on simulated devices
@@ -51,7 +53,7 @@ def test_the_sidebar_follows_a_hub_from_nothing_to_its_end(lab: Any, page: Any, 
     devices = panel.get_by_role("list", name="Devices").get_by_role("listitem")
     expect(devices).to_have_count(4)
     expect(devices.get_by_text("simulated", exact=True)).to_have_count(4)
-    expect(devices.first).to_contain_text("2.13 DPN earned")
+    expect(devices.first).to_contain_text("2.13 DPN")
     expect(devices.last).to_have_attribute("data-state", "lost")
 
     expect(panel.get_by_role("link", name="Dask dashboard")).to_have_attribute("href", "http://127.0.0.1:8787/status")
@@ -152,12 +154,18 @@ def test_the_socket_comes_back(lab: Any, page: Any, scripted_hub: Any) -> None:
 
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
 def test_text_can_be_read_in_both_themes(lab: Any, page: Any, scripted_hub: Any, theme: str) -> None:
-    """WCAG AA: 4.5 between the panel's text and its background. Nothing is cut off at the default width."""
-    scripted_hub.hub.shown = samples.snapshot(samples.run(), samples.ended())
+    """WCAG AA: 4.5 between the panel's text and its background. Nothing is cut off at the default width, tiny amounts included."""
+    tiny = Figure(Amount(1, USD), Tag.ESTIMATED)
+    devices = tuple(samples.device(i, earned=Amount(24, DPN)) for i in range(4))
+    small = samples.run(
+        run_id="run-2", spent=Figure(Amount(1, USD), Tag.METERED), reserved=Amount(1, USD), rate_per_h=tiny, projected=tiny,
+        tokens_accrued=Amount(24, DPN), tokens_paid=Amount(9, DPN), devices=devices,
+    )  # fmt: skip
+    scripted_hub.hub.shown = samples.snapshot(small, samples.run(devices=()), samples.ended())
     scripted_hub.start(lab.depin_home / "hub.json")
     open_lab(page, lab)
     panel = show_panel(page)
-    panel.get_by_role("listitem", name="Run digits, running").wait_for()
+    panel.get_by_role("listitem", name="Run digits, running").first.wait_for()
     set_theme(page, theme)
     poor, wide = page.evaluate(
         """selector => {
@@ -170,6 +178,7 @@ def test_text_can_be_read_in_both_themes(lab: Any, page: Any, scripted_hub: Any,
             .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
           const panel = document.querySelector(selector);
           const ground = getComputedStyle(panel).backgroundColor;
+          const inner = node => (node.closest('.depin-lab-card') ?? panel).getBoundingClientRect().right - 10;
           const poor = [], wide = [];
           for (const node of panel.querySelectorAll('*')) {
             if (!node.checkVisibility() || ![...node.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
@@ -177,7 +186,7 @@ def test_text_can_be_read_in_both_themes(lab: Any, page: Any, scripted_hub: Any,
             const [a, b] = [bright(rgb(getComputedStyle(node).color, ground)), bright(rgb(ground))];
             const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
             if (contrast < 4.5) poor.push([node.textContent, contrast.toFixed(2)]);
-            if (node.getBoundingClientRect().right > panel.getBoundingClientRect().right - 13) wide.push(node.textContent);
+            if (node.getBoundingClientRect().right > inner(node)) wide.push(node.textContent);
           }
           return [poor, wide];
         }""",

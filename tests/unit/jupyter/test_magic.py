@@ -65,7 +65,6 @@ def test_help_of_a_command_even_when_the_rest_is_wrong() -> None:
         ("up --workers 0", False, "at least 1", ""),
         ("up local extra", False, "'extra'", "Usage: %depin up"),
         ("scale", False, "required", "Usage: %depin scale N"),
-        ("ledger", False, "required", "Usage: %depin ledger RUN"),
         ("status now", False, "'now'", "Usage: %depin status"),
         ("train", False, "cell magic", "%%depin train"),
         ("up", True, "for one line", "%depin up"),

@@ -102,7 +102,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusals_name_the_line_and_leave_everything(name):
     cell, words = REFUSED[name]
-    theirs, text, _, error, hub = leased(SETUP, cell)
+    theirs, _, _, error, hub = leased(SETUP, cell)
     assert isinstance(error, RefusedLoop)
     assert words in str(error)
     assert "->" in str(error)

@@ -1,0 +1,27 @@
+"""Keeps Dask's own threads away from Python's global random generator, which belongs to the user's cell and to its iterations."""
+
+from __future__ import annotations
+
+import random
+import sys
+
+# Draws on the event loop's thread, with `import random`: back-off, retries, sizes of lists, jitter.
+_MODULES = ("dask.sizeof", "distributed.comm.core", "distributed.utils_comm", "distributed.worker", "distributed.worker_state_machine", "tornado.ioloop")
+_COMPRESSION = "distributed.protocol.compression"  # draws where to sample a large frame, with `from random import randint`
+
+
+def keep_apart() -> None:
+    """Gives those modules a generator of their own. A second call does nothing. Imports distributed.
+
+    Without it an iteration's `random.random()` depends on what is sent meanwhile: Dask draws while it compresses a frame of 10 kB.
+    """
+    import distributed  # noqa: F401 (loads the modules)
+
+    own = random.Random()
+    for name in _MODULES:
+        module = sys.modules.get(name)
+        if module is not None and getattr(module, "random", None) is random:
+            module.random = own  # type: ignore[attr-defined]
+    compression = sys.modules.get(_COMPRESSION)
+    if compression is not None and getattr(getattr(compression, "randint", None), "__self__", None) is getattr(random.randint, "__self__", None):
+        compression.randint = own.randint  # type: ignore[attr-defined]

@@ -100,7 +100,7 @@ class Roots:
     # --- writing -----------------------------------------------------------------------------------
 
     def write(self, state: State, env: dict[str, Any], *, rng: bool) -> None:
-                raise ReplayError(f"the trained {slot} has another shape than here", detail=slot)
+        """Puts `state` into the objects, in place: ids, aliases and devices stay. Raises ReplayError before anything changes."""
         known = {slot: tensor for slot, _, tensor in self.slots()}
         for slot, tensor in known.items():
             if slot in state.tensors and state.tensors[slot].shape != tensor.shape:

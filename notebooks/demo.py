@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import re
 import shutil
@@ -44,12 +45,14 @@ def execute(source: Path, target: Path, line: Line):
     from nbclient.exceptions import CellExecutionError
 
     notebook = nbformat.read(source, as_version=4)
-    total = len(notebook.cells)
+    code = [index for index, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
 
-    def on_cell_start(cell, cell_index):
-        line.begin(cell_index + 1, total, next((s for s in cell.source.splitlines() if s.strip() and not s.startswith("#")), ""))
+    def on_cell_execute(cell, cell_index):
+        line.begin(code.index(cell_index) + 1, len(code), cell.source.splitlines()[0])
 
-    client = NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(source.parent)}}, on_cell_start=on_cell_start)
+    logging.getLogger("traitlets").setLevel(logging.ERROR)
+    client = NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(source.parent)}}, on_cell_execute=on_cell_execute)
+    client.extra_arguments = ["--log-level=ERROR"]
     try:
         client.execute()
     except CellExecutionError as error:

@@ -19,6 +19,13 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{**kwargs, "allow_abbrev": False})
 
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Complains here, where the subcommand's own options are known, and not in the parser above."""
+        namespace, unknown = super().parse_known_args(*args, **kwargs)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace, unknown
+
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
         print(f"{self.prog}: {message}{self._nearest(message)}", file=sys.stderr)

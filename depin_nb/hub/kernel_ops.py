@@ -65,6 +65,7 @@ class KernelOps:
         backend: str = "",
         source: str = "",
         passes: int | None = None,
+        workers: int | None = None,
     ) -> dict[str, Any]:
         """Opens a run, its journal and its vault."""
         hub = self._hub
@@ -88,6 +89,7 @@ class KernelOps:
             seen_s=now_s,
             simulated=backend == "depin",
             passes=passes,
+            most_workers=workers,
         )
         run.meter.start(0.0)
 

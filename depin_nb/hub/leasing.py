@@ -65,7 +65,9 @@ class Leasing:
 
     def members(self, run: Run) -> list[Member]:
         """The members that the run may use: those on this machine only for a `local` run, which counts on fast links."""
-        return [m for m in self._hub.members.values() if (run.backend != "local" or m.backend == "local") and not m.barred(run.run_id)]
+        able = [m for m in self._hub.members.values() if (run.backend != "local" or m.backend == "local") and not m.barred(run.run_id)]
+        # those that have worked for it stay; among the others who came first
+        return sorted(able, key=lambda m: m.worker_id not in run.tallies)[: run.most_workers]
 
     def _muster(self, run: Run) -> list[Member]:
         """The free members that wait for a lease; nobody while one of the free is on its way back."""

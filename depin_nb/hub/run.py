@@ -83,6 +83,7 @@ class Run:
     outer: OuterState | None = None
     done_before: int = 0  # iterations merged in earlier entries
     iterations: int = 0
+    most_workers: int | None = None  # as the user limits it
     passes: int | None = None  # how often the loop will be entered, where the code around it tells
     total: int | None = None  # iterations of all entries so far
     samples: int = 0

@@ -139,10 +139,9 @@ class DepinMagics(Magics):
             bits=args.bits,
         )
         if args.dry_run:
-            from .tables import Shown
+            from .tables import plan
 
-            plan = session.plan_cell(cell, shell.user_ns, shell=shell, options=options)
-            _display(Shown(plan.html(), plan.text()))
+            _display(plan(session.plan_cell(cell, shell.user_ns, shell=shell, options=options)))
             return
         from .display import LiveDisplay
 

@@ -20,6 +20,7 @@ from .view import plain_name
 
 if TYPE_CHECKING:
     from depin_nb.ledger.verify import VerifyReport
+    from depin_nb.session import Plan
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,25 @@ def _run(row: Mapping[str, Any]) -> list[Cell]:
         Cell(count(done) if isinstance(done, int) else "-"),
         Cell(Amount.from_dict(spent).text() if isinstance(spent, dict) else "-"),
     ]
+
+
+def plan(made: Plan) -> Shown:
+    """What a run would do, and what it would take here and elsewhere, each figure with its tag."""
+    facts = card("Plan", [[Cell(heading), Cell(sentence)] for heading, sentence in made.facts()], ["", ""], left=2)
+    rows = [
+        [
+            Cell(row.name + (" (simulated)" if row.simulated else "")),
+            Cell(duration(row.time_s)),
+            Cell(row.cost.amount.text()),
+            Cell(row.tokens.amount.text() if row.tokens.amount else "-"),
+            Cell(f"{row.price_per_h.amount.text()}/h" if row.price_per_h is not None else "-", title=row.dated),
+        ]
+        for row in made.rows
+    ]
+    heads = ["Where", "Time, estimated", "Cost, estimated", "Tokens, estimated", "List price, quoted"]
+    dated = f" List prices of {made.rows[0].dated}." if made.rows else ""
+    table = card("One pass of this loop, here and elsewhere", rows, heads, note=f"Nothing was spent.{dated}", left=1)
+    return Shown(facts.html + table.html, f"{facts.text}\n{table.text}")
 
 
 def payouts(report: VerifyReport) -> Shown:

@@ -97,6 +97,7 @@ class Lessor:
             backend=self.backend,
             source=self.source,
             passes=entering.passes,
+            workers=self.options.workers,
         )
         self.run_id = answer["run_id"]
 

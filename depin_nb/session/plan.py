@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 from ..core.lease import StrategyConfig
 from ..metering.estimate import EstimateRow
@@ -32,40 +31,28 @@ class Plan:
     caveats: tuple[str, ...]
     rows: tuple[EstimateRow, ...]
 
-    def lines(self) -> list[str]:
-        """The plan in sentences, the most important first."""
-        count = "an unknown number of" if self.iterations is None else str(self.iterations)
+    def facts(self) -> list[tuple[str, str]]:
+        """The plan as (heading, sentence), the most important first."""
+        count = "an unknown number of" if self.iterations is None else f"{self.iterations:,}"
         workers = "1 worker" if self.strategy.solo or self.workers == 1 else f"{self.workers} workers"
-        lines = [
-            f"{self.where} -> {count} iterations on {workers}",
-            f"strategy {self.strategy.name}: {self.reason}",
-            f"sent to each worker once: {size(self.program_bytes + self.blob_bytes)}; each version down {size(self.state_bytes)}, "
-            f"each lease's change up about {size(self.change_bytes)}",
-            f"on the worker: {', '.join(self.ships) or 'nothing'}",
-            f"stays in the notebook: prints and bookkeeping{''.join(', ' + name for name in self.stays)}",
-            f"one iteration here: {self.flops_per_iteration / 1e6:,.2f} MFLOP, {self.seconds_per_iteration * 1e3:.1f} ms",
+        once, down, up = size(self.program_bytes + self.blob_bytes), size(self.state_bytes), size(self.change_bytes)
+        facts = [
+            ("Loop", f"{self.where} -> {count} iterations on {workers}"),
+            ("Strategy", f"{self.strategy.name}: {self.reason}"),
+            ("On the worker", ", ".join(self.ships) or "nothing"),
+            ("Stays here", ", ".join(("prints and bookkeeping", *self.stays))),
+            ("Sent", f"{once} to each worker once; a version down {down}; a lease's change up about {up}"),
+            ("One iteration", f"{self.flops_per_iteration / 1e6:,.2f} MFLOP, {self.seconds_per_iteration * 1e3:.1f} ms here"),
         ]
-        return lines + [f"note: {caveat}" for caveat in self.caveats]
+        return facts + [("Note", caveat) for caveat in self.caveats]
 
     def text(self) -> str:
-        rows = [row.text() for row in self.rows]
-        return "\n".join(
-            [*self.lines(), *(["estimate for one pass of this loop (nothing was spent):"] if rows else []), *(f"  {r}" for r in rows)]
-        )
-
-    def html(self) -> str:
-        items = "".join(f"<li>{escape(line)}</li>" for line in self.lines())
-        rows = "".join(
-            f"<tr>{''.join(f'<td style=text-align:left>{escape(c)}</td>' for c in row.text().split(' · '))}</tr>" for row in self.rows
-        )
-        table = f"<b>Estimate for one pass of this loop (nothing was spent)</b><table>{rows}</table>" if rows else ""
-        return f"<div><b>Plan</b><ul>{items}</ul>{table}</div>"
+        facts = [f"{heading + ':':<15}{sentence}" for heading, sentence in self.facts()]
+        rows = [f"  {row.text()}" for row in self.rows]
+        return "\n".join([*facts, *(["For one pass of this loop (nothing was spent):"] if rows else []), *rows])
 
     def __repr__(self) -> str:
         return self.text()
-
-    def _repr_html_(self) -> str:
-        return self.html()
 
 
 def size(count: int) -> str:

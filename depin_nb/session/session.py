@@ -7,6 +7,7 @@ import contextlib
 import linecache
 import random
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -14,7 +15,7 @@ from typing import Any
 
 from ..core import config
 from ..core.amount import Amount, parse
-from ..core.errors import HubDied, NoWorkers
+from ..core.errors import HubDied, NoSuchRun, NoWorkers
 from ..core.state import State
 from ..core.status import Device, Status, device_from_dict
 from ..hub.client import HubClient
@@ -58,8 +59,6 @@ class Session:
 
     def scale(self, count: int, backend: str | None = None) -> list[Device]:
         """Has `count` workers of `backend`, and waits until they have joined. Raises NoWorkers when they don't."""
-        import time
-
         backend = backend or self.backend
         names = set(self.hub.call("scale", count=count, backend=backend)["workers"])
         deadline = time.monotonic() + JOIN_TIMEOUT_S
@@ -84,8 +83,6 @@ class Session:
         if run_id is None:
             active = [s for s in self.statuses() if not s.ended]
             if not active:
-                from ..core.errors import NoSuchRun
-
                 raise NoSuchRun("no run is going on", run_id="")
             run_id = active[-1].run_id
         wire = value.to_dict() if isinstance(value, Amount) else value

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab_page import STATUS, open_lab, outputs, run_all, run_code, show_panel, wait_idle
+from lab_page import PANEL, STATUS, open_lab, outputs, run_all, run_code, show_panel, wait_idle
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
@@ -52,6 +52,17 @@ def no_hub_left(lab: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         stop_hub(info)
 
 
+def _running(page: Any) -> Any:
+    """The card of the run that trains, once there is one. Fails at once where a cell failed before."""
+    card = page.locator(f"{PANEL} [data-run][data-state='running']")
+    failed = page.locator(".jp-Notebook [data-mime-type='application/vnd.jupyter.error'], .jp-Notebook [data-mime-type$='stderr']")
+    card.or_(failed).first.wait_for(timeout=START_S * 1e3)
+    errors = [o for cell in outputs(page) for o in cell if o["output_type"] == "error"]
+    assert errors == []
+    card.wait_for(timeout=START_S * 1e3)
+    return card
+
+
 @pytest.mark.usefixtures("no_hub_left")
 def test_run_all_then_stop(lab: Any, page: Any) -> None:
     from playwright.sync_api import expect
@@ -62,8 +73,7 @@ def test_run_all_then_stop(lab: Any, page: Any) -> None:
     run_all(page)
 
     # it is alive and learning
-    card = panel.locator("[data-run][data-state='running']")
-    card.wait_for(timeout=START_S * 1e3)
+    card = _running(page)
     loss = card.locator(".depin-lab-loss")
     expect(loss).to_have_text(re.compile(r"\d"), timeout=START_S * 1e3)
     first = loss.inner_text()
@@ -95,9 +105,9 @@ def test_picture_of_the_running_panel(lab: Any, browser: Any) -> None:
     page = context.new_page()
     shutil.copy(NOTEBOOK, lab.root)
     open_lab(page, lab, NOTEBOOK.name)
-    panel = show_panel(page)
+    show_panel(page)
     run_all(page)
-    panel.locator("[data-run][data-state='running']").wait_for(timeout=START_S * 1e3)
+    _running(page)
     page.evaluate(SHOW_TRAINING_CELL)
     half = "() => Number(document.querySelector('#depin-nb-panel [role=progressbar]')?.ariaValueNow) >= 45"
     page.wait_for_function(half, timeout=START_S * 1e3)

@@ -13,11 +13,13 @@ from IPython.core.completer import CompletionContext
 import depin_nb
 from depin_nb.core.amount import DPN, Amount
 from depin_nb.core.errors import AmountError, NoHub, RefusedLoop, UsageError, VerificationError
+from depin_nb.core.lease import StrategyConfig
 from depin_nb.jupyter import magic
 from depin_nb.jupyter.complete import depin_matcher
 from depin_nb.jupyter.magic import DepinMagics
 from depin_nb.jupyter.parser import parse
 from depin_nb.jupyter.trouble import compact
+from depin_nb.session import Plan
 
 
 def test_lines_become_values() -> None:
@@ -163,7 +165,8 @@ class RecordedSession:
 
     def plan_cell(self, source, namespace, *, shell, options):
         self.calls.append(("plan", source, options))
-        return types.SimpleNamespace(text=lambda: "the plan", html=lambda: "<b>the plan</b>")
+        where = "the cell, line 1: for x in y"
+        return Plan(where, StrategyConfig(), "alone", 1, 45, 10, 0.1, 1, 2, 3, 4, ("log",), ("model",), ("<so>",), ())
 
 
 @pytest.fixture
@@ -255,7 +258,9 @@ def test_what_ends_a_run_ends_the_cell_too(session, magics, capsys, error: BaseE
 def test_a_dry_run_only_plans(session, shown, magics) -> None:
     magics.depin("train --dry-run", "pass")
     assert [c[0] for c in session.calls] == ["plan"]
-    assert shown[0].text == "the plan"
+    assert "the cell, line 1: for x in y -> 45 iterations on 1 worker" in shown[0].text
+    assert "&lt;so&gt;" in shown[0].html
+    assert "Nothing was spent." in shown[0].text
 
 
 def test_the_ledger_is_shown_and_fails_when_it_does_not_agree(session, shown, magics) -> None:

@@ -12,11 +12,14 @@ help:  ## Show this help
 
 install: $(STAMP)  ## Make .venv and install depin-nb into it
 
-$(STAMP): pyproject.toml constraints.txt hatch_build.py
+LAB     := $(wildcard labextension/src/* labextension/style/* labextension/*.json) labextension/build.mjs
+
+$(STAMP): pyproject.toml constraints.txt hatch_build.py $(LAB)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "depin-nb needs Python 3.11 or newer (PYTHON=python3.11 make ...)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
 	@echo "Installing into $(VENV) (torch is large: a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	@test -e $(VENV)/share/jupyter/labextensions/depin-nb || echo "The JupyterLab sidebar was left out (it is built with npm); everything else works."
 	@touch $@
 
 demo: $(STAMP)  ## Execute the quickstart notebook and print what it came to

@@ -66,7 +66,17 @@ def journal(rows: Sequence[Mapping[str, Any]]) -> str:
         summary = row.get("summary") or {}
         spent = amount(summary.get("spent"))
         devices = "" if not summary.get("simulated") else " (simulated)"
-        table.append([row["run_id"], row["name"], row["state"], row["strategy"], row["backend"] + devices, when(row["started_at"]), spent])
+        table.append(
+            [
+                row["run_id"],
+                row["name"],
+                row["state"],
+                row["strategy"].partition(":")[0],
+                row["backend"] + devices,
+                when(row["started_at"]),
+                spent,
+            ]
+        )
     return columns(table, ["run", "name", "state", "strategy", "backend", "started", "spent"]) if table else "no runs yet"
 
 

@@ -17,7 +17,7 @@ from tornado.ioloop import IOLoop
 from ..core import errors
 from ..core.errors import DepinError, HubDied, HubError
 from ..network.randomness import keep_apart
-from .info import HubInfo, log_file
+from .info import HubInfo, hub_pid, log_file
 
 CONNECT_TIMEOUT_S = 5.0  # on loopback a living hub answers in milliseconds
 _STEP_S = 0.1
@@ -32,7 +32,7 @@ class HubClient:
         self._runner = LoopRunner(loop=loop)
         self._runner.start()
         self._rpc = self._on_loop(self._connect())
-        self._closed = False
+        self._closed = self._gone = False
         atexit.register(self.close)
 
     @property
@@ -54,9 +54,12 @@ class HubClient:
     async def acall(self, op: str, **request: Any) -> Any:
         """As `call`, awaited on `loop`."""
         op = op if op.startswith("depin_") else f"depin_{op}"
+        if self._gone:
+            raise HubDied(f"the hub is gone ({op})", log=str(log_file()))
         try:
             answer = await getattr(self._rpc, op)(**request)
         except OSError as error:  # Dask's CommClosedError and RPCClosed among them
+            self._gone = hub_pid() != self.info.pid  # then later calls don't try to connect again for CONNECT_TIMEOUT_S each
             raise HubDied(f"the hub stopped answering ({op}: {error})", log=str(log_file())) from None
         except DepinError:
             raise

@@ -154,6 +154,8 @@ class KernelOps:
         active.done_before = active.iterations
         entry = Entry(run, number, opened, version)
         entry.program_bytes = sum(hub.blobs.size(d) for d in (opened.program, *opened.blobs))
+        if active.state == "stopping":
+            entry.halt = "stopped"  # the stop came between two entries
         active.entry = entry
         active.state = "running" if active.state == "planning" else active.state
         active.without_workers_s = None

@@ -292,7 +292,10 @@ class Leasing:
             if entry is None:
                 continue
             if record is not None and record.state is LeaseState.LEASED:
-                what = f"{member.worker_id} is gone: its {len(record.lease.units)} iterations are leased again."
+                count = len(record.lease.units)
+                what = f"{member.worker_id} is gone: its {count} iterations are leased again."
+                if count == 1:
+                    what = f"{member.worker_id} is gone: its iteration is leased again."
                 run.say("worker-lost", now, what, worker=member.worker_id)
                 self.withdraw(run, entry, record, Trigger.LOSE, "its worker is gone")
                 assert tally is not None

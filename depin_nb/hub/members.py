@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,8 @@ from depin_nb.core.amount import DPN, Amount
 from depin_nb.core.status import Device
 
 LANE_S = 60.0
-MAX_SPANS = 64
+MAX_SPANS = 2000
+LANE_BINS = 120  # as fine as a lane is drawn
 SMOOTHING = 0.5  # weight of the newest measurement: a device's speed changes with heat and battery, within a few leases
 MAX_REJECTED = 3
 KINDS = ("local", "phone", "laptop", "single-board", "cloud")
@@ -90,6 +91,30 @@ def member_of(address: str, profile: str, wallet: str, facts: Mapping[str, Any],
     )
 
 
+def coarse(spans: Sequence[tuple[float, float, str]], bins: int = LANE_BINS) -> tuple[tuple[float, float, str], ...]:
+    """A lane as it can be drawn: in `bins` equal parts of its time, each the state that took most of it; neighbours alike are one span."""
+    if not spans:
+        return ()
+    begin, end = spans[0][0], spans[-1][1]
+    width = max(1e-3, (end - begin) / bins)
+    shares: list[dict[str, float]] = [{} for _ in range(bins)]
+    for a, b, state in spans:
+        for i in range(int((a - begin) / width), min(bins - 1, int((b - begin) / width)) + 1):
+            overlap = min(b, begin + (i + 1) * width) - max(a, begin + i * width)
+            shares[i][state] = shares[i].get(state, 0.0) + max(0.0, overlap)
+    lane: list[tuple[float, float, str]] = []
+    for i, share in enumerate(shares):
+        if not share:
+            continue
+        state = max(share, key=lambda s: (s == "lost", share[s]))
+        a, b = round(begin + i * width, 3), round(min(end, begin + (i + 1) * width), 3)
+        if lane and lane[-1][2] == state and lane[-1][1] >= a - 1e-3:
+            lane[-1] = (lane[-1][0], b, state)
+        else:
+            lane.append((a, b, state))
+    return tuple(lane)
+
+
 @dataclass
 class Tally:
     """What one worker did for one run; stays when the worker leaves. Times on the run's clock, in seconds."""
@@ -155,7 +180,7 @@ class Tally:
             iterations=self.iterations,
             samples=self.samples,
             samples_per_s=round(speed, 3),
-            lane=tuple((round(a, 3), round(b, 3), s) for a, b, s in spans),
+            lane=coarse(spans),
             earned=Amount(self.earned, DPN),
             paid=Amount(self.paid, DPN),
             wallet=self.wallet,

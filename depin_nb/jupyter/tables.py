@@ -97,7 +97,7 @@ def _run(row: Mapping[str, Any]) -> list[Cell]:
 
 def plan(made: Plan) -> Shown:
     """What a run would do, and what it would take here and elsewhere, each figure with its tag."""
-    facts = card("Plan", [[Cell(heading), Cell(sentence)] for heading, sentence in made.facts()], ["", ""], left=2)
+    facts = card("Plan", [[Cell(heading), Cell(sentence)] for heading, sentence in made.facts()], ["", ""], left=2, prose=True)
     rows = [
         [
             Cell(row.name + (" (simulated)" if row.simulated else "")),
@@ -133,8 +133,8 @@ def payouts(report: VerifyReport) -> Shown:
     return card(f"Payouts of {report.run_id}", rows, heads, note=note, left=3)
 
 
-def card(title: str, rows: Sequence[Sequence[Cell]], heads: Sequence[str], *, note: str = "", left: int = 1) -> Shown:
-    """A titled table; the first `left` columns to the left, the others to the right."""
+def card(title: str, rows: Sequence[Sequence[Cell]], heads: Sequence[str], *, note: str = "", left: int = 1, prose: bool = False) -> Shown:
+    """A titled table; the first `left` columns to the left, the others to the right. `prose`: long cells wrap."""
     text = [title, *(["  " + line for line in table(heads, [[c.text for c in row] for row in rows], left)] if rows else [])]
     if note:
         text.append(f"  {note}")
@@ -144,7 +144,7 @@ def card(title: str, rows: Sequence[Sequence[Cell]], heads: Sequence[str], *, no
 
     head = "".join(f"<th{attributes(i)}>{escape(h)}</th>" for i, h in enumerate(heads))
     body = "".join(f"<tr>{''.join(_td(c, attributes(i)) for i, c in enumerate(row))}</tr>" for row in rows)
-    grid = f'<div class="depin-scroll"><table class="depin-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    grid = f'<div class="depin-scroll"><table class="depin-table{" depin-prose" if prose else ""}">{f"<thead><tr>{head}</tr></thead>" if any(heads) else ""}<tbody>{body}</tbody></table></div>'
     foot = f'<div class="depin-foot"><span>{escape(note)}</span></div>' if note else ""
     html = f'{style()}<div class="depin"><div class="depin-head"><b>{escape(title)}</b></div>{grid if rows else ""}{foot}</div>'
     return Shown(html, "\n".join(text))

@@ -226,7 +226,7 @@ def budget_bar(status: Status) -> Bar | None:
 def _progress(status: Status) -> str:
     done = count(status.iterations_done)
     of = f"{done} / {count(status.iterations_total)}" if status.iterations_total else done
-    epoch = f" · loop entry {status.entry + 1}" if status.entry else ""
+    epoch = f" · loop entry {status.entry}" if status.entry > 1 else ""
     return f"{of} iterations{epoch}"
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..core import config
 from ..core.amount import Amount, parse
-from ..core.errors import HubDied, NoSuchRun, NoWorkers
+from ..core.errors import BudgetExhausted, HubDied, NoSuchRun, NoWorkers
 from ..core.state import State
 from ..core.status import Device, Status, device_from_dict
 from ..hub.client import HubClient
@@ -23,6 +23,7 @@ from ..hub.cluster import HubCluster
 from ..hub.info import HubInfo
 from ..hub.journal import Journal
 from ..loop.cell import LeasedCell, LeasedFunction
+from ..metering import price
 from .lessor import Lessor, Planned
 from .options import TrainOptions
 from .plan import Plan
@@ -140,9 +141,17 @@ class Session:
         return LeasedCell(source, namespace, filename), filename
 
     def _lessor(self, options: TrainOptions, source: str, on_status: Callable[[Status], None], *, dry_run: bool) -> Lessor:
-        options = replace(options, budget=options.budget or self.budget)
+        options = replace(options, budget=self.budget if options.budget is None else options.budget)
         workers = [d for d in self.workers() if d.state not in ("lost", "left")]
         backend = "depin" if any(d.simulated for d in workers) else "local"
+        if options.budget is not None and not options.budget and not dry_run and any(price.load().price(d.kind).per_tflop for d in workers):
+            raise BudgetExhausted(
+                f"a budget of {options.budget} pays for no lease of these workers",
+                hint="Give one with --budget $0.10, or use workers of your own: `%depin up local`.",
+                run_id="",
+                spent=Amount(0, options.budget.currency),
+                budget=options.budget,
+            )
         return Lessor(
             self.hub,
             options,

@@ -60,6 +60,8 @@ for epoch in range(2):
         running = 0.9 * running + 0.1 * loss.item()
         lines.append((epoch, i))
         print(f"{epoch} {i} {running:.9f} {random.random():.9f}")
+        if running < 1e-6:
+            break
 """
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 REASONS = ("done", "exit", "interrupt")
 MAX_POLL_S = 60.0
+MAX_NOTICE = 500
 
 
 def amount_of(value: Any) -> Amount | None:
@@ -66,6 +67,7 @@ class KernelOps:
         source: str = "",
         passes: int | None = None,
         workers: int | None = None,
+        notices: Iterable[str] = (),
     ) -> dict[str, Any]:
         """Opens a run, its journal and its vault."""
         hub = self._hub
@@ -107,6 +109,8 @@ class KernelOps:
                 raise
 
         await hub.in_books(write)
+        for notice in notices:
+            run.say("notice", now, str(notice)[:MAX_NOTICE])
         run.seen_s = hub.clock.monotonic()
         hub.runs[run_id] = run
         hub.changed.notify()

@@ -144,7 +144,9 @@ def card(title: str, rows: Sequence[Sequence[Cell]], heads: Sequence[str], *, no
 
     head = "".join(f"<th{attributes(i)}>{escape(h)}</th>" for i, h in enumerate(heads))
     body = "".join(f"<tr>{''.join(_td(c, attributes(i)) for i, c in enumerate(row))}</tr>" for row in rows)
-    grid = f'<div class="depin-scroll"><table class="depin-table{" depin-prose" if prose else ""}">{f"<thead><tr>{head}</tr></thead>" if any(heads) else ""}<tbody>{body}</tbody></table></div>'
+    kind = "depin-table depin-prose" if prose else "depin-table"
+    top = f"<thead><tr>{head}</tr></thead>" if any(heads) else ""
+    grid = f'<div class="depin-scroll"><table class="{kind}">{top}<tbody>{body}</tbody></table></div>'
     foot = f'<div class="depin-foot"><span>{escape(note)}</span></div>' if note else ""
     html = f'{style()}<div class="depin"><div class="depin-head"><b>{escape(title)}</b></div>{grid if rows else ""}{foot}</div>'
     return Shown(html, "\n".join(text))

@@ -21,6 +21,7 @@ from .analyse import Facts, analyse
 from .callees import Callees
 from .capture import Shipment, ship
 from .find import Site, functions_of, parse_function
+from .generators import Generators
 from .objects import write_rng
 from .probe import Probe, probe
 from .replay import Replayer
@@ -104,7 +105,12 @@ class Loops:
     def enter(self, number: int, iterable: Any) -> Entry:
         frame = sys._getframe(1)
         self._entries += 1
-        return Entry(self, number, iterable, frame)
+        before = Generators(iterable)
+        try:
+            return Entry(self, number, iterable, frame, before)
+        except BaseException:
+            before.restore()
+            raise
 
     def release(self) -> None:
         """Takes everything of ours out of the user's namespaces."""
@@ -116,9 +122,10 @@ class Loops:
 class Entry:
     """One entry of one leased loop; the context manager and the iterable of the rewritten `for`."""
 
-    def __init__(self, loops: Loops, number: int, iterable: Any, frame: types.FrameType) -> None:
+    def __init__(self, loops: Loops, number: int, iterable: Any, frame: types.FrameType, before: Generators) -> None:
         self.loops, self.number, self.site = loops, number, loops.sites[number]
         self.frame = frame
+        self._before = before
         self.source = Source(iterable)
         self.replayer = Replayer(loops.callees, loops.namespace)
         self.drawn: dict[int, tuple[Any, int]] = {}  # units handed out and not yet replayed
@@ -147,11 +154,16 @@ class Entry:
         raise KeyError(name)
 
     def __enter__(self) -> Entry:
-        if self.source.peek() is None:
-            return self
-        self.source.watch_draw()
-        self.frame.f_globals[RUNTIME] = self.replayer
-        self._open()
+        try:
+            if self.source.peek() is None:
+                return self
+            self.source.watch_draw()
+            self.frame.f_globals[RUNTIME] = self.replayer
+            self._open()
+        except BaseException:
+            if not self.opened:  # refused, or only planned: then nothing was drawn
+                self._before.restore()
+            raise
         return self
 
     def has(self, name: str, names: dict[str, Any]) -> bool:

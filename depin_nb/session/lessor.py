@@ -25,6 +25,7 @@ from .options import TrainOptions
 from .plan import Plan, kinds
 
 POLL_S = 0.25
+GANG_LEASE_S = 1.0
 
 
 class Planned(BaseException):
@@ -98,6 +99,7 @@ class Lessor:
             source=self.source,
             passes=entering.passes,
             workers=self.options.workers,
+            notices=self.caveats(entering, strategy),
         )
         self.run_id = answer["run_id"]
 
@@ -110,12 +112,6 @@ class Lessor:
         fleet = [_fleet_device(d.kind) for d in self.workers if d.simulated] or [
             _fleet_device(k) for k in ("phone", "laptop", "single-board", "phone")
         ]
-        caveats = list(entering.facts.caveats) + list(entering.facts.solo)
-        if entering.source_note:
-            caveats.append(entering.source_note)
-        if strategy.name == "sync" and not strategy.solo:
-            batch = entering.samples * len(self.workers)
-            caveats.append(f"each step averages {len(self.workers)} iterations: the effective batch is {batch} samples")
         roots = shipment.roots
         named: list[tuple[str, str]] = [
             (label, type(obj).__name__)
@@ -136,9 +132,21 @@ class Lessor:
             change_bytes=change,
             stays=tuple(f"{name} ({type(value).__name__})" for name, value in shipment.ghosts.items()),
             ships=kinds(named),
-            caveats=tuple(caveats),
+            caveats=tuple(self.caveats(entering, strategy)),
             rows=tuple(estimate(figures, price.load(), fleet=fleet, local_workers=1)),
         )
+
+    def caveats(self, entering: Entering, strategy: StrategyConfig) -> list[str]:
+        """What a user should know before and while it runs, each a sentence."""
+        facts, count = entering.facts, len(self.workers)
+        said = [*facts.caveats, *(f"one worker does it all: {reason}" for reason in facts.solo[:1] if count > 1)]
+        if entering.source_note:
+            said.append(entering.source_note)
+        if strategy.name == "sync" and not strategy.solo:
+            said.append(f"each step averages {count} iterations: the effective batch is {count * entering.samples} samples")
+            if facts.stepped:
+                said.append(f"{', '.join(sorted(facts.stepped))} steps once with each of these steps, so {count} times less often")
+        return said
 
     # --- an entry -----------------------------------------------------------------------------------------
 
@@ -150,10 +158,17 @@ class Lessor:
         for digest in self.client.call("blob_missing", run=self.run_id, digests=unsent)["missing"]:
             self.client.call("blob_put", run=self.run_id, data=blobs[digest])
         self._sent.update(blobs)
-        spec = replace(spec, program=program, blobs=tuple(shipment.blobs))
+        spec = replace(spec, program=program, blobs=tuple(shipment.blobs), strategy=self._paced(spec))
         answer = self.client.call("entry_open", run=self.run_id, spec=spec.to_dict(), state=state.to_bytes())
         self.entry, self._after = answer["entry"], spec.first
         return 2 * max(1, len(self.workers))
+
+    def _paced(self, spec: EntrySpec) -> StrategyConfig:
+        """A gang's lease is about a second long, so that prints, displays and an interrupt keep up; its length changes no step."""
+        if spec.strategy.name != "sync" or spec.strategy.solo or self.options.inner_steps:
+            return spec.strategy
+        steps = round(GANG_LEASE_S / spec.seconds_per_iteration)
+        return replace(spec.strategy, inner_steps=max(1, min(spec.strategy.inner_steps, steps)))
 
     def feed(self, units: list[Unit], *, closed: bool) -> int:
         wire = [(u.index, u.data, u.samples) for u in units]

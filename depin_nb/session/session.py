@@ -143,6 +143,8 @@ class Session:
     def _lessor(self, options: TrainOptions, source: str, on_status: Callable[[Status], None], *, dry_run: bool) -> Lessor:
         options = replace(options, budget=self.budget if options.budget is None else options.budget)
         workers = [d for d in self.workers() if d.state not in ("lost", "left")]
+        if not workers and not dry_run:
+            raise NoWorkers("no worker has joined the hub")
         backend = "depin" if any(d.simulated for d in workers) else "local"
         if options.budget is not None and not options.budget and not dry_run and any(price.load().price(d.kind).per_tflop for d in workers):
             raise BudgetExhausted(

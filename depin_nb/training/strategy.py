@@ -48,12 +48,12 @@ def choose(
             )
         why = "as asked" if name == "sync" else "the links on one machine are fast"
         config = StrategyConfig(name="sync", solo=False, inner_steps=steps)
-        return config, f"sync, {why}: {workers} workers average their gradients at every step, so a step sees {workers} batches"
+        return config, f"{why}: {workers} workers average their gradients at every step, so a step sees {workers} batches"
     config = StrategyConfig(**{"name": "local", "solo": False, "inner_steps": steps, "bits": 4, **given})
     why = "as asked" if name == "local" else "home links are slow"
     length = "as asked" if inner_steps else "about 5 merges an entry, at most 50 iterations" if total else "the loop's length isn't known"
     sent = "whole values" if config.bits == 32 else f"{config.bits}-bit changes"
-    return config, f"local, {why}: each of {workers} workers takes about {steps} iterations between merges ({length}) and sends {sent}"
+    return config, f"{why}: each of {workers} workers takes about {steps} iterations between merges ({length}) and sends {sent}"
 
 
 def _inner_steps(total: int | None, workers: int) -> int:

@@ -1,5 +1,7 @@
 """Lanes as they are drawn."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +20,7 @@ def test_a_lane_covers_its_time_in_order_and_is_short(pieces):
     assert len(lane) <= LANE_BINS
     assert abs(lane[0][0] - spans[0][0]) < 1e-2
     assert abs(lane[-1][1] - at) < 0.2
-    for (_, b, s), (a, _, t) in zip(lane, lane[1:], strict=False):
+    for (_, b, s), (a, _, t) in pairwise(lane):
         assert b <= a + 2e-3
         assert s != t
     if any(s == "lost" for *_, s in spans):

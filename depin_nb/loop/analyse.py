@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import builtins
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from .syntax import names_in, own_nodes, own_stores, read_first, root_name, some, stored_names, with_depth
 from .values import is_device_type, is_sink, is_torch
 
 _PLAIN_METHODS = {"item", "tolist", "size", "numel", "nelement", "dim", "ndimension", "numpy", "get_last_lr", "get_scale", "is_contiguous"}
@@ -63,7 +64,7 @@ class _Analysis:
         out = self.out
         self._names()
         self._device_names()
-        first = _read_first(self.loop.body, set(self.targets))
+        first = read_first(self.loop.body, set(self.targets))
         mutated = self._mutated()
         out.counters = self._counters(first)
         carried = (out.stored | mutated) & first - self.targets - set(out.counters)
@@ -75,7 +76,7 @@ class _Analysis:
         self._influences(self._tainted(held_plain))
         self._gradients()
         self._schedulers()
-        out.exits = any(isinstance(n, (ast.Break, ast.Return)) for n in _own(self.loop.body))
+        out.exits = any(isinstance(n, (ast.Break, ast.Return)) for n in own_nodes(self.loop.body))
         self._same_batch()
         return out
 
@@ -84,7 +85,7 @@ class _Analysis:
     def _names(self) -> None:
         out = self.out
         stores: dict[str, int] = {}
-        for depth, node in _with_depth(self.loop.body):
+        for depth, node in with_depth(self.loop.body):
             if isinstance(node, ast.Name):
                 if isinstance(node.ctx, ast.Load):
                     out.reads.add(node.id)
@@ -157,9 +158,9 @@ class _Analysis:
         names: set[str] = set()
         for node in ast.walk(ast.Module(body=self.loop.body, type_ignores=[])):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                names.add(_root(node.func.value))
+                names.add(root_name(node.func.value))
             elif isinstance(node, (ast.Attribute, ast.Subscript)) and isinstance(node.ctx, ast.Store):
-                names.add(_root(node.value))
+                names.add(root_name(node.value))
         return {
             n
             for n in names
@@ -189,16 +190,16 @@ class _Analysis:
             kept = all(
                 isinstance(n, ast.AugAssign) or (isinstance(n, ast.Assign) and not self.is_device(n.value))
                 for n in ast.walk(self.loop)
-                if isinstance(n, (ast.AugAssign, ast.Assign)) and name in _stored_names(n)
+                if isinstance(n, (ast.AugAssign, ast.Assign)) and name in stored_names(n)
             )
-            augmented = any(isinstance(n, ast.AugAssign) and name in _stored_names(n) for n in ast.walk(self.loop))
+            augmented = any(isinstance(n, ast.AugAssign) and name in stored_names(n) for n in ast.walk(self.loop))
             if kept and augmented:
                 self.out.accumulators.add(name)
 
     def _in_place(self, name: str) -> bool:
         """A trainable tensor that is only ever changed in place (`w -= lr * w.grad`) stays the object that it is."""
         value = self.value(name)
-        stores = [n for n in ast.walk(self.loop) if isinstance(n, ast.stmt) and not isinstance(n, ast.For) and name in _own_stores(n)]
+        stores = [n for n in ast.walk(self.loop) if isinstance(n, ast.stmt) and not isinstance(n, ast.For) and name in own_stores(n)]
         return isinstance(value, torch.Tensor) and value.requires_grad and all(isinstance(n, ast.AugAssign) for n in stores)
 
     # --- what is kept and comes back ---------------------------------------------------------------------
@@ -207,8 +208,8 @@ class _Analysis:
         names = set(names)
         for _ in range(4):
             for node in ast.walk(ast.Module(body=self.loop.body, type_ignores=[])):
-                if isinstance(node, ast.Assign) and _names_in(node.value) & names and not self.is_device(node.value):
-                    names |= {n for n in _stored_names(node) if n not in self.out.device}
+                if isinstance(node, ast.Assign) and names_in(node.value) & names and not self.is_device(node.value):
+                    names |= {n for n in stored_names(node) if n not in self.out.device}
         return names - set(self.out.counters)
 
     def _influences(self, tainted: set[str]) -> None:
@@ -217,19 +218,19 @@ class _Analysis:
         for node in ast.walk(ast.Module(body=self.loop.body, type_ignores=[])):
             name, how = "", ""
             if isinstance(node, (ast.If, ast.While, ast.IfExp, ast.Assert)):
-                name = _some(_names_in(node.test) & tainted)
+                name = some(names_in(node.test) & tainted)
                 if name and not self._harmless(node):
                     how = "decides what the loop does next"
             elif isinstance(node, ast.Call) and not self._is_sink_call(node):
-                given = {n for a in (*node.args, *(k.value for k in node.keywords)) for n in _names_in(a)} & tainted
-                name, how = _some(given), "enters a computation on tensors" if self._device_call(node) else ""
+                given = {n for a in (*node.args, *(k.value for k in node.keywords)) for n in names_in(a)} & tainted
+                name, how = some(given), "enters a computation on tensors" if self._device_call(node) else ""
             elif isinstance(node, ast.BinOp) and self.is_device(node.left) != self.is_device(node.right):
                 plain = node.right if self.is_device(node.left) else node.left
-                name, how = _some(_names_in(plain) & tainted), "enters a computation on tensors"
+                name, how = some(names_in(plain) & tainted), "enters a computation on tensors"
             elif isinstance(node, (ast.Assign, ast.AugAssign)):
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
                 if any(isinstance(t, (ast.Attribute, ast.Subscript)) and self.is_device(t.value) for t in targets):
-                    name, how = _some(_names_in(node.value) & tainted), "is set on a device-side object"
+                    name, how = some(names_in(node.value) & tainted), "is set on a device-side object"
             if name and how:
                 self.out.solo.append(f"line {node.lineno}: `{name}`, kept from one iteration to the next, {how}")  # type: ignore[attr-defined]
                 return
@@ -261,7 +262,7 @@ class _Analysis:
         """Gradients that live longer than an iteration (accumulation): leases would cut them."""
         conditional: list[ast.Call] = []
         zeros: list[tuple[int, ast.AST]] = []
-        for depth, node in _with_depth(self.loop.body, branches_only=True):
+        for depth, node in with_depth(self.loop.body, branches_only=True):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 owner = self.callee(node.func.value)
                 if node.func.attr == "step" and (isinstance(owner, Optimizer) or (owner is None and not node.args)):
@@ -273,7 +274,7 @@ class _Analysis:
                 zeros.append((depth, node))
         zeroed = any(depth == 0 for depth, _ in zeros) or (not zeros and self.zeroes_elsewhere)
         functional = any(
-            isinstance(n, ast.Attribute) and n.attr == "grad" and _root(n.value) in ("torch", "autograd") for n in ast.walk(self.loop)
+            isinstance(n, ast.Attribute) and n.attr == "grad" and root_name(n.value) in ("torch", "autograd") for n in ast.walk(self.loop)
         )
         if conditional and zeros and not zeroed:
             self.out.grads = True
@@ -283,12 +284,12 @@ class _Analysis:
             self.out.solo.append(f"line {self.loop.lineno}: gradients aren't cleared in every iteration (no zero_grad)")
 
     def _schedulers(self) -> None:
-        for depth, node in _with_depth(self.loop.body):
+        for depth, node in with_depth(self.loop.body):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "step":
                 owner = self.callee(node.func.value)
                 if isinstance(owner, LRScheduler):
                     if depth == 0 and not node.args:
-                        self.out.stepped.add(_root(node.func.value))
+                        self.out.stepped.add(root_name(node.func.value))
                     else:
                         self.out.solo.append(f"line {node.lineno}: a learning-rate scheduler steps only in some iterations")
 
@@ -297,7 +298,7 @@ class _Analysis:
         calls = [n for n in ast.walk(self.loop) if isinstance(n, ast.Call)]
         user = any(isinstance(self.callee(c.func), types.FunctionType) and not is_torch(self.callee(c.func)) for c in calls)
         drawn = any("rand" in ast.unparse(c.func) or "sample" in ast.unparse(c.func) or "choice" in ast.unparse(c.func) for c in calls)
-        index = any(isinstance(n, ast.Subscript) and _names_in(n.slice) & (self.targets | self.out.stored) for n in ast.walk(self.loop))
+        index = any(isinstance(n, ast.Subscript) and names_in(n.slice) & (self.targets | self.out.stored) for n in ast.walk(self.loop))
         if self.targets <= self.plain_target and not (user or drawn or index):
             self.out.caveats.append("each iteration sees the same full batch: more workers won't help")
 
@@ -309,117 +310,6 @@ def _holds_device(value: Any, depth: int = 0) -> bool:
         parts = list(value.values()) if isinstance(value, dict) else list(value)
         return any(_holds_device(v, depth + 1) for v in parts[:8])
     return False
-
-
-def _with_depth(body: list[ast.stmt], depth: int = 0, *, branches_only: bool = False) -> Iterator[tuple[int, ast.AST]]:
-    """Every node with the number of branches and loops around it (0: reached in every iteration)."""
-
-    def walk(node: ast.AST, depth: int) -> Iterator[tuple[int, ast.AST]]:
-        yield depth, node
-        inner = (ast.If, ast.IfExp) if branches_only else (ast.If, ast.IfExp, ast.For, ast.While, ast.Try, ast.FunctionDef, ast.Lambda)
-        for name, value in ast.iter_fields(node):
-            deeper = depth + (isinstance(node, inner) and name in ("body", "orelse", "handlers"))
-            for child in value if isinstance(value, list) else [value]:
-                if isinstance(child, ast.AST):
-                    yield from walk(child, deeper)
-
-    for statement in body:
-        yield from walk(statement, depth)
-
-
-def _own(body: list[ast.stmt]) -> Iterator[ast.AST]:
-    """Nodes that belong to the loop itself: not to functions in it, and of inner loops only what leaves the outer one too."""
-    for statement in body:
-        if isinstance(statement, (ast.FunctionDef, ast.Lambda, ast.ClassDef)):
-            continue
-        if isinstance(statement, (ast.For, ast.While)):
-            yield from (n for n in ast.walk(statement) if isinstance(n, ast.Return))
-            continue
-        yield statement
-        for child in ast.iter_child_nodes(statement):
-            if isinstance(child, ast.stmt):
-                yield from _own([child])
-            elif isinstance(child, ast.ExceptHandler):
-                yield from _own(child.body)
-
-
-def _read_first(body: list[ast.stmt], assigned: set[str]) -> set[str]:
-    """Names that an iteration may read before it has assigned them."""
-    first: set[str] = set()
-
-    def expression(node: ast.AST | None, known: set[str]) -> None:
-        if node is not None:
-            bound = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-            first.update(
-                n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load) and n.id not in known | bound
-            )
-
-    def block(statements: list[ast.stmt], known: set[str]) -> set[str]:
-        known = set(known)
-        for s in statements:
-            if isinstance(s, ast.Assign):
-                expression(s.value, known)
-                for target in s.targets:
-                    first.update(
-                        n.id for n in ast.walk(target) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load) and n.id not in known
-                    )
-                    known |= {n.id for n in ast.walk(target) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-            elif isinstance(s, ast.AugAssign):
-                expression(s.value, known)
-                first.update(n.id for n in ast.walk(s.target) if isinstance(n, ast.Name) and n.id not in known)
-            elif isinstance(s, ast.If):
-                expression(s.test, known)
-                known |= block(s.body, known) & block(s.orelse, known)
-            elif isinstance(s, (ast.For, ast.While)):
-                expression(s.iter if isinstance(s, ast.For) else s.test, known)
-                inner = known | ({n.id for n in ast.walk(s.target) if isinstance(n, ast.Name)} if isinstance(s, ast.For) else set())
-                block(s.body, inner)
-                block(s.orelse, known)
-            elif isinstance(s, ast.With):
-                for item in s.items:
-                    expression(item.context_expr, known)
-                    known |= {n.id for n in ast.walk(item.optional_vars) if isinstance(n, ast.Name)} if item.optional_vars else set()
-                known |= block(s.body, known)
-            elif isinstance(s, ast.Try):
-                after = block(s.body, known)
-                for handler in s.handlers:
-                    block(handler.body, known)
-                known |= block(s.orelse, after) if not s.handlers else set()
-                known |= block(s.finalbody, known)
-            elif isinstance(s, ast.FunctionDef):
-                local = {a.arg for a in ast.walk(s.args) if isinstance(a, ast.arg)}
-                block(s.body, known | local)
-                known.add(s.name)
-            else:
-                expression(s, known)
-                known |= {n.id for n in ast.walk(s) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        return known
-
-    block(body, assigned)
-    return first
-
-
-def _names_in(node: ast.AST) -> set[str]:
-    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-
-
-def _stored_names(node: ast.AST) -> set[str]:
-    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-
-
-def _own_stores(node: ast.stmt) -> set[str]:
-    """Names that a simple statement itself assigns."""
-    return _stored_names(node) if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Delete)) else set()
-
-
-def _root(node: ast.AST) -> str:
-    while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)):
-        node = node.func if isinstance(node, ast.Call) else node.value
-    return node.id if isinstance(node, ast.Name) else ""
-
-
-def _some(names: set[str]) -> str:
-    return min(names) if names else ""
 
 
 def _line_of(loop: ast.For, name: str) -> int:

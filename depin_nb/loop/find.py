@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import inspect
-import textwrap
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from typing import Any
 
 from ..core.errors import RefusedLoop
 from .callees import is_user_code
+from .reach import parse_function, reachable
 
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
 
@@ -50,7 +49,7 @@ class Found:
 def find(source: str, namespace: dict[str, Any], filename: str) -> Found:
     """The sites of a cell. Raises RefusedLoop, naming the line, when there is none that can be leased."""
     tree = ast.parse(source, filename)
-    functions = list(_reachable(tree, namespace))
+    functions = list(reachable(tree, namespace))
     trains = _Trains(namespace, tree)
     sites = [Site(loop, None, scope, filename, source, outer) for scope, loop, outer in _training_loops(tree, trains)]
     for function, node, text in functions:
@@ -168,55 +167,3 @@ def _same_scope(node: ast.AST) -> Iterator[ast.AST]:
     if not isinstance(node, _SCOPES):
         for child in ast.iter_child_nodes(node):
             yield from _same_scope(child)
-
-
-def parse_function(function: types.FunctionType) -> tuple[ast.FunctionDef, str] | None:
-    """A user's function as a tree with the line numbers of its file, and its source; None when there is no source."""
-    if not is_user_code(function.__code__):
-        return None
-    try:
-        source = textwrap.dedent(inspect.getsource(function))
-        tree = ast.parse(source)
-    except (OSError, TypeError, SyntaxError):
-        return None
-    if not tree.body or not isinstance(tree.body[0], ast.FunctionDef):
-        return None
-    ast.increment_lineno(tree, function.__code__.co_firstlineno - 1)
-    return tree.body[0], source
-
-
-def _reachable(tree: ast.AST, namespace: dict[str, Any]) -> Iterator[tuple[types.FunctionType, ast.FunctionDef, str]]:
-    """Functions and methods of the notebook that the code may call, transitively."""
-    seen: set[types.CodeType] = set()
-    defined = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
-    queue: list[tuple[ast.AST, dict[str, Any]]] = [(tree, namespace)]
-    while queue:
-        node, space = queue.pop()
-        for name in {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}:
-            if (name in defined and space is namespace) or name not in space:
-                continue
-            for function in functions_of(space[name]):
-                if function.__code__ in seen:
-                    continue
-                seen.add(function.__code__)
-                parsed = parse_function(function)
-                if parsed is not None:
-                    yield function, *parsed
-                    queue.append((parsed[0], function.__globals__))
-
-
-def functions_of(value: Any) -> list[types.FunctionType]:
-    if isinstance(value, types.MethodType):
-        value = value.__func__
-    if isinstance(value, types.FunctionType):
-        return [value]
-    kind = value if isinstance(value, type) else type(value)
-    if kind.__module__.split(".")[0] in ("torch", "numpy", "builtins"):
-        return []
-    return [
-        f
-        for base in kind.__mro__
-        if base is not object
-        for f in vars(base).values()
-        if isinstance(f, types.FunctionType) and f.__name__ != "forward" and is_user_code(f.__code__)
-    ]

@@ -6,7 +6,7 @@ import ast
 import random
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,16 +20,17 @@ from ..core.state import CARRIED, State
 from .analyse import Facts, analyse
 from .callees import Callees
 from .capture import Shipment, ship
-from .find import Site, functions_of, parse_function
+from .find import Site
 from .generators import Generators
 from .objects import write_rng
 from .probe import Probe, probe
+from .reach import add_callees
 from .replay import Replayer
 from .rewrite import ENTRY, ITEM, LOOPS
 from .source import Remote, Source, holds_remote, pack
 from .source import wrap as wrap_source
 from .split import RUNTIME
-from .values import is_device_type, owner_module, within
+from .syntax import static_length
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,7 @@ class Entry:
         """The product of the enclosing loops' lengths, where they are ranges or containers; None where one doesn't tell."""
         passes = 1
         for outer in self.site.outer:
-            length = _length_of(outer.iter, self.resolve)
+            length = static_length(outer.iter, self.resolve)
             if length is None:
                 return None
             passes *= length
@@ -245,7 +246,7 @@ class Entry:
                 continue
             if not isinstance(value, (Remote, Loops)) and name not in (RUNTIME, LOOPS, ENTRY, ITEM):
                 names[name] = value
-        _add_callees(self.loops.callees, names)
+        add_callees(self.loops.callees, names)
         shipment = ship(
             names=names,
             space=self.frame.f_globals,
@@ -393,34 +394,6 @@ class Entry:
                     space[name] = value
 
 
-def _length_of(node: ast.expr, resolve: Callable[[str], Any]) -> int | None:
-    """The length of `range(...)` over numbers and names, or of a named container; None for anything else (nothing is called)."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
-        if node.func.id in ("tqdm", "trange", "enumerate") and node.args:
-            inner = node.args[0]
-            return _length_of(ast.Call(ast.Name("range"), [inner], []) if node.func.id == "trange" else inner, resolve)
-        if node.func.id == "range":
-            values = [_number(arg, resolve) for arg in node.args]
-            if values and all(isinstance(v, int) for v in values):
-                return len(range(*values))
-    if isinstance(node, ast.Name):
-        value = _number(node, resolve)
-        return len(value) if isinstance(value, (range, list, tuple)) else None
-    return None
-
-
-def _number(node: ast.expr, resolve: Callable[[str], Any]) -> Any:
-    if isinstance(node, ast.Constant):
-        return node.value
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        left, right = _number(node.left, resolve), _number(node.right, resolve)
-        return left + right if isinstance(left, int) and isinstance(right, int) else None
-    try:
-        return resolve(node.id) if isinstance(node, ast.Name) else None
-    except KeyError:
-        return None
-
-
 def _plain_targets(target: Any, shown: Any) -> set[str]:
     """Names of the loop's target that hold plain values, seen from one item."""
     if isinstance(target, ast.Name):
@@ -428,19 +401,3 @@ def _plain_targets(target: Any, shown: Any) -> set[str]:
     if isinstance(target, (ast.Tuple, ast.List)) and isinstance(shown, (tuple, list)) and len(shown) == len(target.elts):
         return set().union(*(_plain_targets(t, s) for t, s in zip(target.elts, shown, strict=True)))
     return set()
-
-
-def _add_callees(callees: Callees, names: dict[str, Any]) -> None:
-    """Takes up every function of the user's that the body can reach: by name, through other functions, as methods of plain objects."""
-    queue = list(names.values())
-    seen: set[int] = set()
-    while queue:
-        value = queue.pop()
-        if id(value) in seen or is_device_type(type(value)) or (isinstance(value, type) and is_device_type(value)):
-            continue
-        seen.add(id(value))
-        if isinstance(value, types.FunctionType) and within(owner_module(value), ("torch",)):
-            continue
-        for function in functions_of(value):
-            if parse_function(function) is not None and callees.add(function):
-                queue += [function.__globals__[n] for n in function.__code__.co_names if n in function.__globals__]

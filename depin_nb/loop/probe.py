@@ -13,7 +13,8 @@ from ..core.codec import encode
 from ..core.errors import CodecError, RefusedLoop, ReplayError
 from ..core.lease import EntrySpec, Lease, StrategyConfig, Unit
 from ..core.state import State
-from .capture import Shipment, open_program
+from .capture import Shipment
+from .program import open_program
 from .record import WorkerHalf
 from .replay import Replayer
 from .rewrite import ITEM

@@ -22,8 +22,8 @@ import torch
 from ..core.codec import encode
 from ..core.lease import EntrySpec, Lease
 from ..core.state import State
-from .capture import Program, open_program
 from .objects import seed_iteration
+from .program import Program, open_program
 from .runtime import RAISE, SET, SINK, SIZE, VALUE, LeaveLoop, Runtime
 from .source import unpack
 from .split import RUNTIME, Instrument

@@ -1,0 +1,56 @@
+"""Item 4: `local` on four simulated devices reaches what a local run of as many samples does. Task and epochs were set beforehand."""
+
+import pytest
+import torch
+from inprocess import local
+from running import Trained
+
+from depin_nb import wiring
+
+SEEDS = range(5)
+SETUP = """
+import torch, torch.nn as nn, torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch.utils.data import DataLoader, TensorDataset
+digits = load_digits()
+torch.manual_seed({seed})
+order = torch.randperm(len(digits.target))
+X = torch.tensor(digits.data, dtype=torch.float32)[order] / 16
+Y = torch.tensor(digits.target)[order]
+train, X_test, Y_test = TensorDataset(X[:1437], Y[:1437]), X[1437:], Y[1437:]
+loader = DataLoader(train, batch_size=16, shuffle=True)
+model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+opt = torch.optim.Adam(model.parameters(), lr=2e-3)
+"""
+CELL = """
+for epoch in range(6):
+    for x, y in loader:
+        opt.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        opt.step()
+with torch.no_grad():
+    accuracy = (model(X_test).argmax(1) == Y_test).double().mean().item()
+"""
+
+
+@pytest.fixture(scope="module")
+def devices(home):
+    return wiring.connect("depin", workers=4)
+
+
+def test_four_simulated_devices_reach_the_accuracy_of_a_local_run(devices):
+    here, there = [], []
+    for seed in SEEDS:
+        ours, _, _, error = local(SETUP.format(seed=seed), CELL)
+        assert error is None
+        theirs = Trained(devices, SETUP.format(seed=seed), CELL, strategy="local").checked()
+        assert theirs.run.status.samples_done == 6 * 1437
+        assert sum(1 for d in theirs.run.status.devices if d.iterations) == 4
+        assert all(d.simulated for d in theirs.run.status.devices)
+        here.append(ours["accuracy"])
+        there.append(theirs.namespace["accuracy"])
+    means = [float(torch.tensor(values, dtype=torch.float64).mean()) for values in (here, there)]
+    assert means[0] > 0.93
+    print(here, there, means)
+    assert means[1] >= means[0] - 0.01, (here, there)

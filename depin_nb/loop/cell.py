@@ -69,8 +69,6 @@ class LeasedFunction(LeasedCell):
 def check(site: Site) -> None:
     """Raises RefusedLoop for what neither half could run, with the line."""
     refuse_unsupported(site.loop.body)
-    if site.loop.type_comment:
-        return
     for node in ast.walk(site.loop):
         if isinstance(node, ast.Global) and site.function is not None:
             raise RefusedLoop(

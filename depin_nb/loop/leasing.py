@@ -25,7 +25,7 @@ from .generators import Generators
 from .objects import write_rng
 from .probe import Probe, probe
 from .reach import add_callees
-from .replay import Replayer
+from .replay import MAX_LOG_BYTES, Replayer
 from .rewrite import ENTRY, ITEM, LOOPS
 from .source import Remote, Source, holds_remote, pack
 from .source import wrap as wrap_source
@@ -350,7 +350,7 @@ class Entry:
         self.replayer.finish()
 
     def _take_left(self, left: bytes) -> None:
-        values = decode(left) if left else {}
+        values = decode(left, max_bytes=MAX_LOG_BYTES) if left else {}
         if type(values) is not dict or not all(type(name) is str for name in values):
             raise ReplayError("the names left behind are malformed", detail="left")
         self._left.update({name: value for name, value in values.items() if name in self._stored_names()})

@@ -118,7 +118,6 @@ class Source:
         self.bar: Any = None
         self.note = ""
         self.opener, self._draw, self.length = self._describe(iterable)
-        self.lockstep = False  # whether drawing moves the random number generators
         self._peeked: list[tuple[Any, int]] = []
         self._ended = False
 
@@ -188,11 +187,12 @@ class Source:
             self._ended = True
 
     def watch_draw(self) -> None:
-        """Draws one unit ahead and notes whether that moved a global generator: then leases go out in lock-step."""
+        """Draws one unit ahead and notes whether that moves a global generator."""
         self.peek()  # the first draw may seed a sampler: that is where local iteration does it too
         before = _generators()
         self._pull()
-        self.lockstep = before != _generators()
+        if before != _generators():
+            self.note = "drawing the next item uses the random generators, and is done ahead: random numbers differ from a local run"
 
 
 def _generators() -> tuple[bytes, Any, bytes]:

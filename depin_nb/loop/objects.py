@@ -156,20 +156,23 @@ def _parameters(optimizer: Optimizer) -> list[torch.Tensor]:
 
 def _write_optimizer(label: str, optimizer: Optimizer, state: State) -> None:
     parameters = _parameters(optimizer)
-    for slot, tensor in state.tensors.items():
-        if not slot.startswith(f"{label}/"):
-            continue
-        index, _, key = slot[len(label) + 1 :].partition("/")
-        if not index.isdigit() or int(index) >= len(parameters):
-            continue
-        parameter = parameters[int(index)]
-        held = optimizer.state[parameter].get(key)
-        if isinstance(held, torch.Tensor) and held.shape == tensor.shape and held.dtype == tensor.dtype:
-            with torch.no_grad():
-                held.copy_(tensor)
-        else:
-            device = parameter.device if state.kinds[slot] == INNER else "cpu"
-            optimizer.state[parameter][key] = tensor.to(device, copy=True)
+    slots: dict[int, dict[str, str]] = {}
+    for slot in state.tensors:
+        index, _, key = slot.removeprefix(f"{label}/").partition("/")
+        if slot.startswith(f"{label}/") and index.isdigit() and int(index) < len(parameters):
+            slots.setdefault(int(index), {})[key] = slot
+    for number, keys in slots.items():
+        parameter = parameters[number]
+        if not optimizer.state.get(parameter) and all(state.kinds[slot] == STEP for slot in keys.values()):
+            continue  # a merge had the counters but nobody's moments: half a state would break the next step
+        for key, slot in keys.items():
+            held, tensor = optimizer.state[parameter].get(key), state.tensors[slot]
+            if isinstance(held, torch.Tensor) and held.shape == tensor.shape and held.dtype == tensor.dtype:
+                with torch.no_grad():
+                    held.copy_(tensor)
+            else:
+                device = parameter.device if state.kinds[slot] == INNER else "cpu"
+                optimizer.state[parameter][key] = tensor.to(device, copy=True)
     for index, values in state.plain.get(f"{label}/state", {}).items():
         if isinstance(index, int) and index < len(parameters):
             optimizer.state[parameters[index]].update(values)

@@ -53,8 +53,9 @@ def seen(client, wanted):
             raise AssertionError("the hub closed")
         finally:
             connection.close()
+            while await connection.read_message() is not None:  # closing takes a round trip: the loop must not end before
+                pass
 
-    # on the client's loop, which lives on: closing a WebSocket takes a round trip
     return asyncio.run_coroutine_threadsafe(asyncio.wait_for(listen(), PATIENCE_S), client.loop.asyncio_loop).result()
 
 

@@ -81,7 +81,7 @@ def test_a_run_nobody_knows(home):
         depin_nb.attach("run-none")
 
 
-def test_two_notebooks_on_one_hub_both_finish(session, gate):
+def test_two_notebooks_on_one_hub_both_finish(session, gate, tmp_path_factory):
     """The other one's worker stands in the gate while this one's run begins and ends: neither waits for the other's end."""
     here = Path(__file__).parent
     folders = json.dumps([str(here), str(here.parent / "unit" / "loop")])
@@ -89,7 +89,8 @@ def test_two_notebooks_on_one_hub_both_finish(session, gate):
     other = subprocess.Popen([sys.executable, "-c", CLIENT, folders, str(gate.folder)], stdout=subprocess.PIPE, text=True)
     try:
         gate.held_by()
-        mine = Trained(session, gate.setup, PLAIN, strategy="local", inner_steps=3, name="mine").checked()
+        ungated = Gated(tmp_path_factory.mktemp("ungated"))
+        mine = Trained(session, ungated.setup, PLAIN, strategy="local", inner_steps=3, name="mine").checked()
         assert mine.run.state == "finished"
         assert other.poll() is None
         gate.open()

@@ -5,7 +5,7 @@ import re
 import pytest
 from cells import CELLS, SETUP
 from inprocess import local
-from running import Trained
+from running import Trained, merged_by_pass
 
 from depin_nb import wiring
 
@@ -33,6 +33,7 @@ def test_the_same_lines_and_names(three, name):
     assert set(trained.namespace) == set(ours)
     workers = sum(1 for d in trained.run.status.devices if d.iterations)
     assert workers == 1 if name in ONE_WORKER else workers > 1
+    for indices in merged_by_pass(trained.run.run_id):
+        assert sorted(indices) == list(range(len(indices)))
     if name not in BY_VALUE:
         assert structure(trained.text) == structure(text)
-        assert trained.run.status.iterations_done == trained.run.status.iterations_total

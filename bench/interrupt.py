@@ -32,7 +32,8 @@ def main() -> int:
             for name, options in (("local", {"strategy": "local"}), ("sync", {"strategy": "sync"}), ("one worker", {"workers": 1})):
                 seconds = [interrupted(session, options) for _ in range(repeats)]
                 worst = max(worst, *seconds)
-                print(f"{backend:6} {name:10} median {statistics.median(seconds):.2f} s, worst {max(seconds):.2f} s of {repeats}", flush=True)
+                median = statistics.median(seconds)
+                print(f"{backend:6} {name:10} median {median:.2f} s, worst {max(seconds):.2f} s of {repeats}", flush=True)
             wiring.down()
     finally:
         wiring.down()

@@ -97,6 +97,7 @@ class Agent:
         try:
             await hub.call("depin_join", profile=device.name, wallet=self.wallet, facts=self.facts)
             log.info("%s has joined", self.name)
+            asyncio.get_running_loop().run_in_executor(self._executor, _warm_up)
             while True:
                 answer = await hub.call("depin_lease", timeout_s=LEASE_POLL_S)
                 if answer.get("leave"):
@@ -149,6 +150,16 @@ class Agent:
                 answer = {"go": False}
             if not answer.get("go"):
                 go.stop()
+
+
+def _warm_up() -> None:
+    """What the first lease would wait seconds for: the imports, and autograd's own threads."""
+    import torch
+
+    from ..loop import record  # noqa: F401
+    from ..training import compress  # noqa: F401
+
+    torch.ones(2, requires_grad=True).sum().backward()
 
 
 def _one_thread() -> None:

@@ -33,9 +33,7 @@ class Trained:
 
         def train(namespace):
             self.namespace = namespace
-            self.run = session.train_cell(
-                cell, namespace, shell=None, options=TrainOptions(**options), on_status=self.statuses.append
-            )
+            self.run = session.train_cell(cell, namespace, shell=None, options=TrainOptions(**options), on_status=self.statuses.append)
 
         self.error = None
         try:

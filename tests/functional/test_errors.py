@@ -4,8 +4,8 @@ import re
 
 import pytest
 import torch
-from IPython.core.interactiveshell import InteractiveShell
 from inprocess import generators, local
+from IPython.core.interactiveshell import InteractiveShell
 from running import Trained, leases_of, merged_by_pass
 from traitlets.config import Config
 
@@ -96,9 +96,7 @@ def test_no_loop(notebook, capsys):
 
 
 def test_a_model_that_cannot_be_pickled(notebook, capsys):
-    assert notebook.run_cell(
-        "class Stuck:\n    def __reduce__(self): raise TypeError('stuck')\nmodel.extra = Stuck()\n"
-    ).success
+    assert notebook.run_cell("class Stuck:\n    def __reduce__(self): raise TypeError('stuck')\nmodel.extra = Stuck()\n").success
     error = refused(notebook, "%%depin train\n" + CELL, ShipError)
     assert "`model`" in error.message
     assert "stuck" in str(error)
@@ -132,7 +130,9 @@ OWN = CELL.replace("    lines.append(i)", "    lines.append(i)\n    if i == 17:\
 
 
 @pytest.mark.parametrize("options", ["--workers 1", "--strategy sync --inner-steps 3", "--strategy local --inner-steps 3"])
-@pytest.mark.parametrize(("cell", "line"), [(WRONG, "loss = loss + model(x[:, :3]).sum()"), (OWN, "raise Diverged('at', i, round(1.5, 1))")])
+@pytest.mark.parametrize(
+    ("cell", "line"), [(WRONG, "loss = loss + model(x[:, :3]).sum()"), (OWN, "raise Diverged('at', i, round(1.5, 1))")]
+)
 def test_an_exception_at_batch_17_is_the_users_own(notebook, capsys, options, cell, line):
     here = notebook.run_cell(cell)
     text = capsys.readouterr().out
@@ -175,7 +175,10 @@ def test_a_lambda_and_an_open_file_stay_here(notebook, tmp_path):
 
 
 def test_every_error_has_a_hint(notebook):
-    for cell in ("while True:\n    F.mse_loss(model(X), X).backward()\n    opt.step()", "import itertools\nfor i in itertools.count():\n    model(X).sum().backward()\n    opt.step()"):
+    for cell in (
+        "while True:\n    F.mse_loss(model(X), X).backward()\n    opt.step()",
+        "import itertools\nfor i in itertools.count():\n    model(X).sum().backward()\n    opt.step()",
+    ):
         result = notebook.run_cell("%%depin train\n" + cell)
         assert isinstance(result.error_in_exec, DepinError)
         assert result.error_in_exec.hint

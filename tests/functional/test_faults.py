@@ -8,12 +8,13 @@ import pytest
 import torch
 from gates import CELL, SOLO_CELL, Gated, kill
 from inprocess import local
-from running import Trained, entries_of, eventually, leases_of, merged_by_pass, row_of
+from running import PATIENCE_S, Trained, entries_of, eventually, function, leases_of, merged_by_pass, row_of
 from test_split import compare
 
 from depin_nb import attach, wiring
 from depin_nb.core.errors import HubDied, NoSuchRun
 from depin_nb.session.session import newest_kept
+from depin_nb.testing.faults import kill_when
 
 
 @pytest.fixture
@@ -74,6 +75,22 @@ def test_a_killed_solo_worker_changes_nothing_at_all(session, gate):
     assert len(entries_of(theirs.run_id)) == 3  # one went on where the killed worker's had stopped
 
 
+def test_a_kill_that_waits_for_its_moment(session, gate):
+    """The quickstart's own fault."""
+
+    def plug(pid):
+        name = next(w["name"] for w in session.hub.call("hub")["workers"] if w["pid"] == pid)
+        kill = kill_when(session, name, lambda status, device: device.state == "working" and status.iterations_done > 0)
+        assert kill.done.wait(PATIENCE_S)
+        assert kill.pid == pid
+        assert f"{name} (process {pid}) was killed at iteration" in repr(kill)
+
+    gate.when_held(plug)
+    theirs = Trained(session, gate.setup, CELL, strategy="local", inner_steps=2).checked()
+    gate.done()
+    assert merged_by_pass(theirs.run_id) == [list(range(gate.batches))] * 2
+
+
 def interrupt(_pid):
     signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
@@ -99,14 +116,17 @@ def test_an_interrupt_leaves_the_last_merge_and_no_busy_worker(session, gate, op
     # what was replayed is what was merged, or less
     assert len(theirs.namespace["lines"]) <= len(merged)
     # the objects are whole: the same loop goes on, here and there
-    again = session.train(_fit(theirs.namespace))
+    again = session.train(function(FIT, theirs.namespace))
     assert again.state == "finished"
 
 
-def _fit(namespace):
-    from running import function
-
-    return function("def fit():\n    for x, y in loader:\n        opt.zero_grad()\n        F.cross_entropy(model(x), y).backward()\n        opt.step()\n", namespace)
+FIT = """
+def fit():
+    for x, y in loader:
+        opt.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        opt.step()
+"""
 
 
 def test_stop_from_outside_is_an_interrupt_and_the_run_says_stopped(session, gate):
@@ -161,5 +181,5 @@ def test_a_killed_hub_leaves_the_last_merge_and_the_next_one_goes_on(session, ga
     assert shown["settled"]
     weights = attach(theirs.run_id).state_dict()
     assert all(torch.equal(weights[name], value) for name, value in theirs.namespace["model"].state_dict().items())
-    run = again.train(_fit(theirs.namespace))
+    run = again.train(function(FIT, theirs.namespace))
     assert run.state == "finished"

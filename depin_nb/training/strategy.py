@@ -16,7 +16,8 @@ STRATEGIES = ("auto", "sync", "local")
 OPTIONS = ("inner_steps", "bits", "outer_lr", "outer_momentum", "error_feedback")
 MAX_INNER_STEPS = 50  # longer rounds drift (docs/training.md) and couldn't be audited by replay
 UNKNOWN_INNER_STEPS = 10  # when the loop's length isn't known, it may be short
-ROUNDS = 5  # merges to have at least in an entry: workers' models have to meet a few times
+ROUNDS = 3  # merges to have at least in an entry: more cost transfers and gain nothing (bench/local_steps.py)
+OUTER_MOMENTUM = 0.3  # of 0 to 0.5, with outer rate 1, what came closest to a local run on short runs (bench/local_steps.py)
 
 
 def choose(
@@ -49,9 +50,10 @@ def choose(
         why = "as asked" if name == "sync" else "the links on one machine are fast"
         config = StrategyConfig(name="sync", solo=False, inner_steps=steps)
         return config, f"{why}: {workers} workers average their gradients at every step, so a step sees {workers} batches"
-    config = StrategyConfig(**{"name": "local", "solo": False, "inner_steps": steps, "bits": 4, **given})
+    own = {"name": "local", "solo": False, "inner_steps": steps, "outer_momentum": OUTER_MOMENTUM, "bits": 4}
+    config = StrategyConfig(**{**own, **given})
     why = "as asked" if name == "local" else "home links are slow"
-    length = "as asked" if inner_steps else "about 5 merges an entry, at most 50 iterations" if total else "the loop's length isn't known"
+    length = "as asked" if inner_steps else f"about {ROUNDS} merges an entry, at most {MAX_INNER_STEPS} iterations" if total else "the loop's length isn't known"
     sent = "whole values" if config.bits == 32 else f"{config.bits}-bit changes"
     return config, f"{why}: each of {workers} workers takes about {steps} iterations between merges ({length}) and sends {sent}"
 

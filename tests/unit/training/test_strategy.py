@@ -47,20 +47,20 @@ def test_fast_links_average_gradients() -> None:
 
 def test_home_links_take_local_steps() -> None:
     config, reason = chosen()
-    assert config == StrategyConfig("local", solo=False, inner_steps=50, outer_lr=1.0, outer_momentum=0.0, bits=4, error_feedback=True)
+    assert config == StrategyConfig("local", solo=False, inner_steps=50, outer_lr=1.0, outer_momentum=0.3, bits=4, error_feedback=True)
     assert "4-bit" in reason
 
 
 @pytest.mark.parametrize(
-    ("total", "workers", "steps"), [(45, 4, 2), (1000, 4, 50), (10**6, 4, 50), (3, 4, 1), (0, 4, 1), (None, 4, 10), (200, 2, 20)]
+    ("total", "workers", "steps"), [(45, 4, 3), (1000, 4, 50), (10**6, 4, 50), (3, 4, 1), (0, 4, 1), (None, 4, 10), (200, 2, 33)]
 )
 def test_an_entry_has_some_merges(total: int | None, workers: int, steps: int) -> None:
     assert chosen(total=total, workers=workers)[0].inner_steps == steps
 
 
 def test_options_are_taken_and_checked() -> None:
-    config, reason = chosen(inner_steps=7, bits=32, outer_momentum=0.3, outer_lr=None)
-    assert (config.inner_steps, config.bits, config.outer_momentum, config.outer_lr) == (7, 32, 0.3, 1.0)
+    config, reason = chosen(inner_steps=7, bits=32, outer_momentum=0.1, outer_lr=None)
+    assert (config.inner_steps, config.bits, config.outer_momentum, config.outer_lr) == (7, 32, 0.1, 1.0)
     assert "whole values" in reason
     bad = {"inner_steps": 0, "bits": 16, "outer_lr": 0, "outer_momentum": 1.0, "error_feedback": 1}
     for name, value in bad.items():

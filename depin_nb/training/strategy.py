@@ -53,7 +53,8 @@ def choose(
     own = {"name": "local", "solo": False, "inner_steps": steps, "outer_momentum": OUTER_MOMENTUM, "bits": 4}
     config = StrategyConfig(**{**own, **given})
     why = "as asked" if name == "local" else "home links are slow"
-    length = "as asked" if inner_steps else f"about {ROUNDS} merges an entry, at most {MAX_INNER_STEPS} iterations" if total else "the loop's length isn't known"
+    chosen = f"about {ROUNDS} merges an entry, at most {MAX_INNER_STEPS} iterations" if total else "the loop's length isn't known"
+    length = "as asked" if inner_steps else chosen
     sent = "whole values" if config.bits == 32 else f"{config.bits}-bit changes"
     return config, f"{why}: each of {workers} workers takes about {steps} iterations between merges ({length}) and sends {sent}"
 

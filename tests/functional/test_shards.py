@@ -37,3 +37,27 @@ def test_the_same_lines_and_names(three, name):
         assert sorted(indices) == list(range(len(indices)))
     if name not in BY_VALUE:
         assert structure(trained.text) == structure(text)
+
+
+SCHEDULED = """
+small = nn.Linear(8, 2)
+sgd = torch.optim.SGD(small.parameters(), lr=0.1)
+sched = OneCycleLR(sgd, max_lr=0.1, total_steps=2 * len(loader))
+rates = []
+for epoch in range(2):
+    for x, y in loader:
+        sgd.zero_grad()
+        loss = criterion(small(x), y)
+        loss.backward()
+        sgd.step()
+        sched.step()
+        rates.append(sched.get_last_lr()[0])
+"""
+
+
+def test_per_batch_schedulers_stand_where_one_process_has_them(three):
+    ours = local(SETUP, SCHEDULED)[0]
+    theirs = Trained(three, SETUP, SCHEDULED, strategy="local").checked().namespace
+    assert theirs["rates"] == ours["rates"]
+    assert theirs["sched"].last_epoch == ours["sched"].last_epoch == 16
+    assert theirs["sgd"].param_groups[0]["lr"] == ours["sgd"].param_groups[0]["lr"]

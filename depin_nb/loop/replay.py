@@ -15,7 +15,7 @@ from ..core.errors import CodecError, RemoteError, ReplayError
 from .callees import Callees
 from .runtime import RAISE, SET, SINK, SIZE, VALUE, Runtime
 from .source import Remote
-from .values import is_device_type, stays
+from .values import is_device_type, is_value, stays
 
 MAX_LOG_BYTES = 256 << 20
 
@@ -79,11 +79,14 @@ class Replayer(Runtime):
         kind, value = entry[2], entry[3]
         if kind == RAISE:
             raise rebuilt(value, self.namespace)
-        if kind == SIZE:
-            return torch.Size(value)
-        if kind == SET:
-            return set(value)
-        if kind != VALUE:
+        try:
+            if kind == SIZE:
+                return torch.Size(value)
+            if kind == SET:
+                return set(value)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ReplayError(f"a worker's log is malformed: {error}", detail=f"kind {kind}") from None
+        if kind != VALUE or not is_value(value):
             raise ReplayError("the two halves took different steps", detail=f"kind {kind}")
         return value
 

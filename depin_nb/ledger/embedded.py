@@ -28,6 +28,7 @@ from depin_nb.core import config
 from depin_nb.core.amount import DPN
 from depin_nb.core.errors import ChainError, JournalError
 
+from .machine import Machine
 from .store import connect, transaction
 from .transaction import SYSTEM_PROGRAM, TOKEN_PROGRAM, build, decode
 from .vault import held_units, token_account
@@ -68,9 +69,9 @@ class EmbeddedChain:
             self._conn = connect(self.path, read_only=wallets is None)
         except JournalError as error:
             raise ChainError(f"the embedded chain in {self.path} can't be opened: {error.message}") from error
+        self._svm = Machine(lambda: LiteSVM().with_transaction_history(HISTORY).with_blockhash_check(False))
         try:
             genesis = self._genesis()
-            self._svm = LiteSVM().with_transaction_history(HISTORY).with_blockhash_check(False)
             for row in json.loads(genesis)["accounts"]:
                 account = Account(lamports=row["lamports"], data=b"", owner=SYSTEM_PROGRAM)
                 self._svm.set_account(Pubkey.from_string(row["address"]), account)
@@ -82,13 +83,14 @@ class EmbeddedChain:
             if wallets is not None and self.account(self.mint) is None:
                 self._create_mint()
         except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
-            self._conn.close()
+            self.close()
             raise ChainError(f"the embedded chain in {self.path} can't be read: {error}", hint="Restore it from a copy.") from error
         except BaseException:
-            self._conn.close()
+            self.close()
             raise
 
     def close(self) -> None:
+        self._svm.close()
         self._conn.close()
 
     # --- ports.Chain --------------------------------------------------------------------------------

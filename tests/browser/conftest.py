@@ -30,7 +30,7 @@ def _lacking() -> str:
     return ""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: Playwright keeps an event loop running in this thread
 def browser() -> Iterator[Any]:
     """Chromium, headless."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -1,7 +1,8 @@
 """Item 4: `local` on four simulated devices reaches what a local run of as many samples does.
 
-The quickstart's own model, data and learning rate, twice as long, with every setting chosen by depin-nb itself. On shorter runs
-local steps lag more (docs/training.md): four devices take a quarter of the sequential steps that one process takes on as many samples.
+The quickstart's model and data, 20 epochs, with every setting chosen by depin-nb itself. Accuracy is the mean over the last five epochs,
+for both, because one epoch's is a matter of single test images. On shorter runs local steps lag more (docs/training.md): four devices
+take a quarter of the sequential steps that one process takes on as many samples.
 """
 
 import pytest
@@ -12,7 +13,7 @@ from running import Trained
 from depin_nb import wiring
 
 SEEDS = range(5)
-EPOCHS = 16
+EPOCHS = 20
 SETUP = """
 import torch, torch.nn as nn, torch.nn.functional as F
 from sklearn.datasets import load_digits
@@ -25,17 +26,19 @@ Y = torch.tensor(digits.target)[order]
 train, X_test, Y_test = TensorDataset(X[:1437], Y[:1437]), X[1437:], Y[1437:]
 loader = DataLoader(train, batch_size=32, shuffle=True)
 model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
-opt = torch.optim.Adam(model.parameters(), lr=0.004)
+opt = torch.optim.Adam(model.parameters(), lr=0.003)
 """
 CELL = """
-for epoch in range(16):
+accuracies = []
+for epoch in range(20):
     for x, y in loader:
         opt.zero_grad()
         loss = F.cross_entropy(model(x), y)
         loss.backward()
         opt.step()
-with torch.no_grad():
-    accuracy = (model(X_test).argmax(1) == Y_test).double().mean().item()
+    with torch.no_grad():
+        accuracies.append((model(X_test).argmax(1) == Y_test).double().mean().item())
+accuracy = sum(accuracies[-5:]) / 5
 """
 
 

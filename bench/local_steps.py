@@ -17,7 +17,7 @@ from torch import nn
 
 SPEEDS = (1, 0.5, 0.5, 0.25)
 TASKS = {  # hidden units, batch size, epochs, optimizer
-    "quickstart: Adam 0.004, batch 32, 8 epochs": (128, 32, 8, lambda p: torch.optim.Adam(p, lr=0.004)),
+    "128 units, Adam 0.004, batch 32, 8 epochs": (128, 32, 8, lambda p: torch.optim.Adam(p, lr=0.004)),
     "the same, 16 epochs": (128, 32, 16, lambda p: torch.optim.Adam(p, lr=0.004)),
     "small and short: Adam 0.003, batch 16, 6 epochs": (32, 16, 6, lambda p: torch.optim.Adam(p, lr=0.003)),
     "SGD 0.1, momentum 0.9, batch 32, 8 epochs": (64, 32, 8, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)),

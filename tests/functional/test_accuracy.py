@@ -1,8 +1,8 @@
 """Item 4: `local` on four simulated devices reaches what a local run of as many samples does.
 
-The quickstart's model, data and learning rate, 20 epochs, with every setting chosen by depin-nb itself. Accuracy is the mean over the last five epochs,
-for both, because one epoch's is a matter of single test images. On shorter runs local steps lag more (docs/training.md): four devices
-take a quarter of the sequential steps that one process takes on as many samples.
+The quickstart's model, data and learning rate, 20 epochs, with every setting chosen by depin-nb itself. Accuracy is the mean over the
+last five epochs, for both, because one epoch's is a matter of single test images. On shorter runs local steps lag more
+(docs/training.md): four devices take a quarter of the sequential steps that one process takes on as many samples.
 """
 
 import pytest

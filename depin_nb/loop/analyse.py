@@ -16,7 +16,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from .syntax import names_in, own_nodes, own_stores, read_first, root_name, some, stored_names, with_depth
+from .syntax import names_in, own_stores, read_first, root_name, some, stored_names, with_depth
 from .values import is_device_type, is_sink, is_torch
 
 _PLAIN_METHODS = {"item", "tolist", "size", "numel", "nelement", "dim", "ndimension", "numpy", "get_last_lr", "get_scale", "is_contiguous"}
@@ -37,7 +37,6 @@ class Facts:
     stepped: set[str] = field(default_factory=set)
     device: set[str] = field(default_factory=set)
     grads: bool = False
-    exits: bool = False
     solo: list[str] = field(default_factory=list)
     caveats: list[str] = field(default_factory=list)
 
@@ -76,7 +75,6 @@ class _Analysis:
         self._influences(self._tainted(held_plain))
         self._gradients()
         self._schedulers()
-        out.exits = any(isinstance(n, (ast.Break, ast.Return)) for n in own_nodes(self.loop.body))
         self._same_batch()
         return out
 

@@ -15,11 +15,11 @@ from ..core.lease import EntrySpec, Lease, StrategyConfig, Unit
 from ..core.state import State
 from .capture import Shipment
 from .program import open_program
-from .record import WorkerHalf
+from .record import WorkerHalf, compile_body
 from .replay import Replayer
 from .rewrite import ITEM
 from .source import unpack
-from .split import RUNTIME, Instrument
+from .split import RUNTIME
 from .values import is_value
 
 
@@ -57,12 +57,7 @@ def _rehearse(shipment: Shipment, half: WorkerHalf, log: bytes, unit: Unit, name
     """The self-check: replays the log on another copy and compares every plain name with the worker half's."""
     program = open_program(shipment.program, shipment.blobs.__getitem__)
     loop, env = program.loop, program.env
-    instrument = Instrument(worker=True)
-    body = instrument.target(loop.target, ITEM, loop) + instrument.body(loop.body)
-    once = ast.parse(f"for __depin_once__ in {RUNTIME}.once():\n    pass").body[0]
-    assert isinstance(once, ast.For)
-    once.body = body
-    code = compile(ast.fix_missing_locations(ast.Module(body=[once], type_ignores=[])), program.filename, "exec", dont_inherit=True)
+    code = compile_body(program)
     replayer = Replayer(program.callees, namespace, rehearsal=True)
     replayer.accumulators = frozenset(program.accumulators)
     for name, (base, step) in program.counters.items():

@@ -24,12 +24,12 @@ from ..core.lease import EntrySpec, Lease
 from ..core.state import State
 from .objects import seed_iteration
 from .program import Program, open_program
+from .rewrite import ITEM
 from .runtime import RAISE, SET, SINK, SIZE, VALUE, LeaveLoop, Runtime
 from .source import unpack
 from .split import RUNTIME, Instrument
 from .values import detached, is_device_type, is_value, stays
 
-ITEM = "__depin_item__"
 _MAX_LEFT_BYTES = 64 << 20
 _STEP_STRIDE = 1000  # backward passes an iteration at most, in a gang's step numbers
 
@@ -139,7 +139,7 @@ class WorkerHalf:
         self.env = self.program.env
         self.roots = self.program.roots
         self.recorder = Recorder(self.program)
-        self.code = _compile(self.program)
+        self.code = compile_body(self.program)
 
     def load(self, state: State) -> None:
         """Puts a version into the objects (and, in a solo run, into the generators)."""
@@ -287,8 +287,8 @@ class WorkerHalf:
                 handle.remove()
 
 
-def _compile(program: Program) -> Any:
-    """The worker half's code: the body, once, with the item bound to the loop's own target."""
+def compile_body(program: Program) -> Any:
+    """The body as code for a namespace of its own: run once, with the item bound to the loop's own target."""
     loop = program.loop
     instrument = Instrument(worker=True)
     statements = instrument.target(loop.target, ITEM, loop) + instrument.body(loop.body)

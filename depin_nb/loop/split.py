@@ -262,13 +262,10 @@ class Instrument(ast.NodeTransformer):
         body = self._block(node.body)
         if not isinstance(node.target, ast.Name):
             name = self._temporary()
-            body = self._unpack_or_store(node.target, name, node) + body
+            body = self._store(node.target, ast.Name(id=name, ctx=ast.Load()), node) + body
             node.target = _locate(ast.Name(id=name, ctx=ast.Store()), node)
         node.body, node.orelse = body, self._block(node.orelse)
         return node
-
-    def _unpack_or_store(self, target: ast.expr, name: str, node: ast.AST) -> list[ast.stmt]:
-        return self._store(target, ast.Name(id=name, ctx=ast.Load()), node)
 
     def target(self, target: ast.expr, name: str, node: ast.AST) -> list[ast.stmt]:
         """Statements that bind the leased loop's own target from the item in `name`."""
@@ -337,14 +334,10 @@ def _unsliced(node: ast.expr) -> ast.expr:
     """A subscript's index as an ordinary expression: slices become `slice(...)` objects."""
     if isinstance(node, ast.Slice):
         parts = [part or _constant(None) for part in (node.lower, node.upper, node.step)]
-        return _locate(_SliceCall(parts), node)
+        return _locate(ast.Call(func=ast.Name(id="slice", ctx=ast.Load()), args=parts, keywords=[]), node)
     if isinstance(node, ast.Tuple):
         return ast.copy_location(ast.Tuple(elts=[_unsliced(e) for e in node.elts], ctx=ast.Load()), node)
     return node
-
-
-def _SliceCall(parts: list[ast.expr]) -> ast.Call:
-    return ast.Call(func=ast.Name(id="slice", ctx=ast.Load()), args=parts, keywords=[])
 
 
 def _pattern(target: ast.expr) -> ast.expr:

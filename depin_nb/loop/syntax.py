@@ -23,22 +23,6 @@ def with_depth(body: list[ast.stmt], depth: int = 0, *, branches_only: bool = Fa
         yield from walk(statement, depth)
 
 
-def own_nodes(body: list[ast.stmt]) -> Iterator[ast.AST]:
-    """Nodes that belong to the loop itself: not to functions in it, and of inner loops only what leaves the outer one too."""
-    for statement in body:
-        if isinstance(statement, (ast.FunctionDef, ast.Lambda, ast.ClassDef)):
-            continue
-        if isinstance(statement, (ast.For, ast.While)):
-            yield from (n for n in ast.walk(statement) if isinstance(n, ast.Return))
-            continue
-        yield statement
-        for child in ast.iter_child_nodes(statement):
-            if isinstance(child, ast.stmt):
-                yield from own_nodes([child])
-            elif isinstance(child, ast.ExceptHandler):
-                yield from own_nodes(child.body)
-
-
 def read_first(body: list[ast.stmt], assigned: set[str]) -> set[str]:
     """Names that an iteration may read before it has assigned them."""
     first: set[str] = set()

@@ -10,8 +10,9 @@ from typing import Any
 
 from ..core.errors import RefusedLoop
 from .callees import Callees
+from .contract import Hub
 from .find import Found, Site, find
-from .leasing import Hub, Loops
+from .leasing import Loops
 from .reach import parse_function
 from .rewrite import LOOPS, rewrite_function, rewrite_tree
 from .split import refuse_unsupported

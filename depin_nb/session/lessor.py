@@ -1,4 +1,4 @@
-"""The kernel's side of a run: what `loop.leasing` asks for, said to the hub."""
+"""The kernel's side of a run: what `loop.contract` asks for, said to the hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..core.state import State
 from ..core.status import Status
 from ..hub.client import HubClient, typed
 from ..loop.capture import Shipment
-from ..loop.leasing import Entering, Part, Results
+from ..loop.contract import Entering, Part, Results
 from ..loop.probe import Probe
 from ..metering import price
 from ..metering.estimate import FleetDevice, estimate

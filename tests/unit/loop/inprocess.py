@@ -12,7 +12,7 @@ import torch
 from depin_nb.core.lease import Lease, StrategyConfig
 from depin_nb.core.state import State
 from depin_nb.loop.cell import LeasedCell
-from depin_nb.loop.leasing import Part, Results
+from depin_nb.loop.contract import Part, Results
 from depin_nb.loop.record import WorkerHalf
 
 

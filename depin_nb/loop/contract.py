@@ -1,0 +1,69 @@
+"""What leasing needs of a hub: `Hub` is implemented by the session over Dask, and in the tests by a worker half in this process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..core.lease import EntrySpec, StrategyConfig, Unit
+from ..core.state import State
+from .analyse import Facts
+from .capture import Shipment
+from .find import Site
+from .probe import Probe
+
+
+@dataclass(frozen=True)
+class Part:
+    """A merged lease as the kernel gets it: its first iteration, logs in order, names left behind, how the body left the loop."""
+
+    first: int
+    logs: tuple[bytes, ...]
+    left: bytes = b""
+    exit: str = ""
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the hub answers: parts in loop order, how many more units it wants now, and the run's state (docs/protocol.md)."""
+
+    parts: tuple[Part, ...] = ()
+    want: int = 0
+    state: str = "running"
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class Entering:
+    """What is known when a loop is entered, for choosing a strategy, for the plan and for the estimate."""
+
+    site: Site
+    facts: Facts
+    source_note: str
+    total: int | None
+    solo_reason: str | None
+    samples: int
+    passes: int | None = None  # how often the loops around it will enter this one, where they tell
+
+
+class Hub(Protocol):
+    """What leasing needs of the hub; the session implements it over Dask."""
+
+    def choose(self, entering: Entering) -> StrategyConfig: ...
+    def planned(self, entering: Entering, strategy: StrategyConfig, shipment: Shipment, probe: Probe, state: State) -> None:
+        """Told once per site, before anything is spent; may raise to stop here (a dry run does)."""
+        ...
+
+    def open(self, shipment: Shipment, spec: EntrySpec, state: State) -> int:
+        """Starts an entry; returns how many units are wanted at first."""
+        ...
+
+    def feed(self, units: list[Unit], *, closed: bool) -> int: ...
+    def results(self) -> Results:
+        """Waits a moment for merged leases; returns at once when there are some."""
+        ...
+
+    def newest(self) -> State: ...
+    def close(self, reason: str) -> State:
+        """Ends the entry (`done`, `exit`, `interrupt`, `error`); returns the state of the last merge."""
+        ...

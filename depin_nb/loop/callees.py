@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import ast
+import functools
 import inspect
-import textwrap
 import types
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.errors import RefusedLoop
-from .split import RUNTIME, Instrument, refuse_unsupported
+from .definitions import compiled, is_user_code, parse_source, source_of
+from .originals import Originals
+from .split import RUNTIME, Instrument
+from .unsupported import refuse_unsupported
 
 Key = tuple[str, int, str]  # file name, first line, name: the same on both sides
 
@@ -19,19 +21,15 @@ def key_of(code: types.CodeType) -> Key:
     return code.co_filename, code.co_firstlineno, code.co_name
 
 
-def is_user_code(code: types.CodeType) -> bool:
-    """Whether a function is the user's own (a cell's or a local file's) and not an installed package's or Python's."""
-    name = code.co_filename.replace("\\", "/")
-    return "site-packages" not in name and "dist-packages" not in name and "/lib/python3" not in name and "<frozen" not in name
-
-
 def underlying(function: Any) -> tuple[types.FunctionType | None, Any]:
     """The Python function behind a callable and the `self` it is bound to."""
     if isinstance(function, types.FunctionType):
         return function, None
     if isinstance(function, types.MethodType) and isinstance(function.__func__, types.FunctionType):
         return function.__func__, function.__self__
-    call = vars(type(function)).get("__call__")  # an instance of a user's class
+    if isinstance(function, functools.partial):
+        return underlying(function.func)
+    call = getattr(type(function), "__call__", None)  # noqa: B004 - the method of an instance of a user's class
     if isinstance(call, types.FunctionType) and not isinstance(function, type):
         return call, function
     return None, None
@@ -42,6 +40,8 @@ class Callees:
     """Sources of the user's functions by key. A function of the user without one here runs whole, on the worker only ("opaque")."""
 
     sources: dict[Key, str] = field(default_factory=dict)
+    originals: Originals = field(default_factory=Originals, repr=False)
+    _opaque: set[Key] = field(default_factory=set, repr=False)
     _compiled: dict[types.CodeType, types.CodeType | None] = field(default_factory=dict, repr=False)
     _touched: dict[int, dict[str, Any]] = field(default_factory=dict, repr=False)
 
@@ -50,17 +50,20 @@ class Callees:
         key = key_of(function.__code__)
         if key in self.sources:
             return True
+        if key in self._opaque:
+            return False
+        self._opaque.add(key)
         if function.__code__.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
             return False
-        try:
-            source = textwrap.dedent(inspect.getsource(function))
-            tree = ast.parse(source)
-            node = tree.body[0]
-            if not isinstance(node, ast.FunctionDef) or "__class__" in function.__code__.co_freevars or _mangled(node):
-                return False
-            refuse_unsupported(node.body)
-        except (OSError, TypeError, SyntaxError, IndexError, RefusedLoop):
+        source = source_of(function)
+        if source is None:
             return False
+        try:
+            refuse_unsupported(parse_source(source, function.__code__).body)
+        except RefusedLoop:
+            return False
+        self._opaque.discard(key)
+        self.originals.add(function.__code__)
         self.sources[key] = source
         return True
 
@@ -77,6 +80,9 @@ class Callees:
 
     def compiled(self, function: Any, runtime: Any) -> Any:
         """An instrumented twin of a user's function (bound like it), or None."""
+        if isinstance(function, functools.partial):
+            inner = self.compiled(function.func, runtime)
+            return None if inner is None else functools.partial(inner, *function.args, **function.keywords)
         target, owner = underlying(function)
         if target is None or not is_user_code(target.__code__) or self.is_instrumented(target):
             return None
@@ -104,24 +110,10 @@ class Callees:
         return self._compiled[code]
 
 
-def _mangled(node: ast.AST) -> bool:
-    """Whether a method uses private names (`self.__x`), which only mean something inside their class."""
-    return any(isinstance(n, ast.Attribute) and n.attr.startswith("__") and not n.attr.endswith("__") for n in ast.walk(node))
-
-
 def _instrument(source: str, code: types.CodeType) -> types.CodeType:
-    tree = ast.parse(source)
-    ast.increment_lineno(tree, code.co_firstlineno - 1)
-    node = tree.body[0]
-    assert isinstance(node, ast.FunctionDef)
-    node.decorator_list = []
+    node = parse_source(source, code)
     node.body = Instrument(worker=False, function=True).body(node.body)
-    # A factory gives the twin the same free variables, in the same order, as the original.
-    factory = ast.parse("def __depin_factory__():\n    pass").body[0]
-    assert isinstance(factory, ast.FunctionDef)
-    cells: list[ast.stmt] = [ast.parse(f"{name} = None").body[0] for name in code.co_freevars]
-    factory.body = [*cells, node]
-    module = ast.fix_missing_locations(ast.Module(body=[factory], type_ignores=[]))
-    outer = compile(module, code.co_filename, "exec", dont_inherit=True)
-    outer_code = next(c for c in outer.co_consts if isinstance(c, types.CodeType))
-    return next(c for c in outer_code.co_consts if isinstance(c, types.CodeType) and c.co_name == code.co_name)
+    return compiled(node, code)
+
+
+__all__ = ["Callees", "Key", "is_user_code", "key_of", "underlying"]

@@ -15,7 +15,7 @@ from .find import Found, Site, find
 from .leasing import Loops
 from .reach import parse_function
 from .rewrite import LOOPS, rewrite_function, rewrite_tree
-from .split import refuse_unsupported
+from .unsupported import refuse_unsupported
 
 
 class LeasedCell:
@@ -23,11 +23,11 @@ class LeasedCell:
 
     def __init__(self, source: str, namespace: dict[str, Any], filename: str) -> None:
         self.namespace = namespace
+        self.source = source
         self.filename = filename
         self.found: Found = find(source, namespace, filename)
         for site in self.found.sites:
             check(site)
-        self.zeroes = "zero_grad" in source or any(_mentions_zero_grad(v) for v in namespace.values())
 
     @property
     def sites(self) -> list[Site]:
@@ -35,11 +35,18 @@ class LeasedCell:
 
     def run(self, hub: Hub, execute: Callable[[ast.Module], Any]) -> Any:
         """Executes the rewritten cell by `execute(tree)` (the shell's own way, in the namespace). What was swapped in comes out again."""
-        loops = Loops(self.sites, hub, self.namespace, Callees(), self.zeroes)
+        callees = Callees()
+        loops = Loops(self.sites, hub, self.namespace, callees)
         with ExitStack() as stack:
             stack.callback(loops.release)
-            for function in {id(s.function): s.function for s in self.sites if s.function is not None}.values():
-                stack.enter_context(_swapped(function, self.sites, loops))
+            callees.originals.add(compile(self.source, self.filename, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True))
+            holders = self.found.holders()
+            for function in holders:
+                callees.originals.add(function.__code__)
+            stack.enter_context(callees.originals.active())
+            changed = {f.__code__: rewrite_function(f, self.sites) for f in holders}
+            for function in holders:
+                stack.enter_context(_swapped(function, changed[function.__code__], loops))
             self.namespace[LOOPS] = loops
             tree = rewrite_tree(self.found.tree, self.sites)
             return execute(tree)
@@ -70,22 +77,13 @@ class LeasedFunction(LeasedCell):
 def check(site: Site) -> None:
     """Raises RefusedLoop for what neither half could run, with the line."""
     refuse_unsupported(site.loop.body)
-    for node in ast.walk(site.loop):
-        if isinstance(node, ast.Global) and site.function is not None:
-            raise RefusedLoop(
-                f"line {node.lineno}: `global` inside the leased loop's body can't be split", line=node.lineno, reason="global"
-            )
 
 
 class _swapped:
     """A function whose code has its leased loops, for as long as the cell runs: callers, aliases and bound methods all see it."""
 
-    def __init__(self, function: types.FunctionType, sites: list[Site], loops: Loops) -> None:
-        self.function, self.code = function, function.__code__
-        node = next(s.scope for s in sites if s.function is function)
-        top = _outermost(node, function)
-        self.changed = rewrite_function(function, top, sites)
-        self.loops = loops
+    def __init__(self, function: types.FunctionType, changed: types.CodeType, loops: Loops) -> None:
+        self.function, self.code, self.changed, self.loops = function, function.__code__, changed, loops
 
     def __enter__(self) -> None:
         self.function.__globals__[LOOPS] = self.loops
@@ -94,19 +92,3 @@ class _swapped:
     def __exit__(self, *error: object) -> None:
         self.function.__code__ = self.code
         self.function.__globals__.pop(LOOPS, None)
-
-
-def _outermost(node: ast.AST, function: types.FunctionType) -> ast.FunctionDef:
-    if not isinstance(node, ast.FunctionDef) or node.name != function.__code__.co_name:
-        raise RefusedLoop(
-            f"the loop stands in a function inside {function.__name__}()",
-            reason="nested function",
-            hint="Move the loop into the outer function, or the inner function to the top of a cell.",
-        )
-    return node
-
-
-def _mentions_zero_grad(value: Any) -> bool:
-    if isinstance(value, types.FunctionType):
-        return "zero_grad" in value.__code__.co_names
-    return isinstance(value, type) and any(_mentions_zero_grad(f) for f in vars(value).values())

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import ast
 import copy
-from collections.abc import Iterable
 from typing import Any
 
 from ..core.errors import RefusedLoop
+from .pieces import binds, constant, is_value_pattern, lambda_of, locate, own_names, pattern_test, shape_of, unsliced
 
 RUNTIME = "__depin__"
 _OPERATORS = {
@@ -21,30 +21,6 @@ _OPERATORS = {
     ast.Eq: "eq", ast.NotEq: "noteq", ast.Lt: "lt", ast.LtE: "lte", ast.Gt: "gt", ast.GtE: "gte", ast.Is: "is", ast.IsNot: "isnot",
     ast.In: "in", ast.NotIn: "notin",
 }  # fmt: skip
-_REFUSED: dict[type[ast.AST], str] = {
-    ast.Await: "`await` can't run on a worker",
-    ast.Yield: "a `yield` in the loop's body can't run on a worker",
-    ast.YieldFrom: "a `yield` in the loop's body can't run on a worker",
-    ast.AsyncFor: "`async for` can't run on a worker",
-    ast.AsyncWith: "`async with` can't run on a worker",
-    ast.AsyncFunctionDef: "an async function in the loop's body can't run on a worker",
-    ast.ClassDef: "a class defined in the loop's body can't be split: define it before the loop",
-    ast.Nonlocal: "`nonlocal` names can't be shared between the notebook and a worker",
-    ast.Match: "`match` in the loop's body isn't supported yet: use `if`",
-    ast.TryStar: "`except*` in the loop's body isn't supported yet",
-}
-
-
-def refuse_unsupported(nodes: Iterable[ast.AST]) -> None:
-    """Raises RefusedLoop at the first statement or expression that neither half could run."""
-    for root in nodes:
-        for node in ast.walk(root):
-            reason = _REFUSED.get(type(node))
-            if reason is None and isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                if node.func.id in ("eval", "exec", "locals", "globals", "vars", "input"):
-                    reason = f"`{node.func.id}()` in the loop's body can't be split"
-            if reason is not None:
-                raise RefusedLoop(f"line {node.lineno}: {reason}", line=node.lineno, reason=reason)  # type: ignore[attr-defined]
 
 
 class Instrument(ast.NodeTransformer):
@@ -54,6 +30,7 @@ class Instrument(ast.NodeTransformer):
         self.worker = worker
         self.depth = 1 if function else 0  # inside a function of its own, `return` is just that
         self.count = 0
+        self.bound: list[set[str]] = []  # names of the functions around, inside the body
 
     def body(self, statements: list[ast.stmt]) -> list[ast.stmt]:
         """A transformed copy of `statements`."""
@@ -70,10 +47,10 @@ class Instrument(ast.NodeTransformer):
         number = self.count if used else -self.count
         call = ast.Call(
             func=ast.Attribute(value=ast.Name(id=RUNTIME, ctx=ast.Load()), attr=method, ctx=ast.Load()),
-            args=[_constant(number), *args],
+            args=[constant(number), *args],
             keywords=keywords or [],
         )
-        _locate(call, node)
+        locate(call, node)
         return call
 
     def _temporary(self) -> str:
@@ -85,12 +62,12 @@ class Instrument(ast.NodeTransformer):
     def visit_Attribute(self, node: ast.Attribute) -> Any:
         if not isinstance(node.ctx, ast.Load):
             return node
-        return self._ask(node, "attribute", self.visit(node.value), _constant(node.attr))
+        return self._ask(node, "attribute", self.visit(node.value), constant(node.attr))
 
     def visit_Subscript(self, node: ast.Subscript) -> Any:
         if not isinstance(node.ctx, ast.Load):
             return node
-        return self._ask(node, "item", self.visit(node.value), self.visit(_unsliced(node.slice)))
+        return self._ask(node, "item", self.visit(node.value), self.visit(unsliced(node.slice)))
 
     def visit_Call(self, node: ast.Call, used: bool = True) -> Any:
         args = [self._argument(a) for a in node.args]
@@ -98,8 +75,10 @@ class Instrument(ast.NodeTransformer):
             ast.keyword(arg=k.arg, value=self.visit(k.value) if k.arg else self._ask(k.value, "mapping", self.visit(k.value)))
             for k in node.keywords
         ]
+        if isinstance(node.func, ast.Name) and node.func.id == "next" and node.args and isinstance(node.args[0], ast.GeneratorExp):
+            args[0] = locate(ast.Call(func=ast.Name(id="iter", ctx=ast.Load()), args=[args[0]], keywords=[]), node)
         if isinstance(node.func, ast.Attribute):
-            return self._ask(node, "method", self.visit(node.func.value), _constant(node.func.attr), *args, keywords=keywords, used=used)
+            return self._ask(node, "method", self.visit(node.func.value), constant(node.func.attr), *args, keywords=keywords, used=used)
         return self._ask(node, "call", self.visit(node.func), *args, keywords=keywords, used=used)
 
     def _argument(self, node: ast.expr) -> ast.expr:
@@ -114,31 +93,57 @@ class Instrument(ast.NodeTransformer):
         return node
 
     def visit_BinOp(self, node: ast.BinOp) -> Any:
-        return self._ask(node, "binary", _constant(_OPERATORS[type(node.op)]), self.visit(node.left), self.visit(node.right))
+        return self._ask(node, "binary", constant(_OPERATORS[type(node.op)]), self.visit(node.left), self.visit(node.right))
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> Any:
         if isinstance(node.op, ast.Not):
             return ast.UnaryOp(op=ast.Not(), operand=self._ask(node, "truth", self.visit(node.operand)))
-        return self._ask(node, "unary", _constant(_OPERATORS[type(node.op)]), self.visit(node.operand))
+        return self._ask(node, "unary", constant(_OPERATORS[type(node.op)]), self.visit(node.operand))
 
     def visit_BoolOp(self, node: ast.BoolOp) -> Any:
-        parts = [_lambda(self.visit(v)) for v in node.values]
-        return self._ask(node, "boolean", _constant(isinstance(node.op, ast.And)), *parts)
+        if binds(node):
+            return self._boolean_binding(node)
+        parts = [lambda_of(self.visit(v)) for v in node.values]
+        return self._ask(node, "boolean", constant(isinstance(node.op, ast.And)), *parts)
 
     def visit_Compare(self, node: ast.Compare) -> Any:
         names = [_OPERATORS[type(op)] for op in node.ops]
         if len(names) == 1:
-            return self._ask(node, "compare", _constant(names[0]), self.visit(node.left), self.visit(node.comparators[0]))
-        parts = [_lambda(self.visit(v)) for v in (node.left, *node.comparators)]
-        return self._ask(node, "chain", ast.Tuple(elts=[_constant(n) for n in names], ctx=ast.Load()), *parts)
+            return self._ask(node, "compare", constant(names[0]), self.visit(node.left), self.visit(node.comparators[0]))
+        if binds(node):
+            return self._chain_binding(node)
+        parts = [lambda_of(self.visit(v)) for v in (node.left, *node.comparators)]
+        return self._ask(node, "chain", ast.Tuple(elts=[constant(n) for n in names], ctx=ast.Load()), *parts)
+
+    def _boolean_binding(self, node: ast.BoolOp) -> Any:
+        """`a and (y := f())`: a lambda would keep `y` to itself, so it becomes a conditional expression."""
+        result: ast.expr = self.visit(node.values[-1])
+        for value in reversed(node.values[:-1]):
+            name = self._temporary()
+            held = ast.NamedExpr(target=ast.Name(id=name, ctx=ast.Store()), value=self.visit(value))
+            again = ast.Name(id=name, ctx=ast.Load())
+            pair = (result, again) if isinstance(node.op, ast.And) else (again, result)
+            result = ast.IfExp(test=self._ask(value, "truth", held), body=pair[0], orelse=pair[1])
+        return locate(result, node)
+
+    def _chain_binding(self, node: ast.Compare) -> Any:
+        """`a < (b := f()) < c` as `a < (t := (b := f())) and t < c`."""
+        parts: list[ast.expr] = []
+        left = node.left
+        for op, right in zip(node.ops, node.comparators, strict=True):
+            name = self._temporary()
+            held = ast.NamedExpr(target=ast.Name(id=name, ctx=ast.Store()), value=right)
+            parts.append(locate(ast.Compare(left=left, ops=[op], comparators=[held]), node))
+            left = ast.Name(id=name, ctx=ast.Load())
+        return self._boolean_binding(locate(ast.BoolOp(op=ast.And(), values=parts), node))
 
     def visit_IfExp(self, node: ast.IfExp) -> Any:
         test = self._ask(node.test, "truth", self.visit(node.test))
         return ast.IfExp(test=test, body=self.visit(node.body), orelse=self.visit(node.orelse))
 
     def visit_FormattedValue(self, node: ast.FormattedValue) -> Any:
-        spec = self.visit(node.format_spec) if node.format_spec else _constant("")
-        value = self._ask(node.value, "format", self.visit(node.value), _constant(node.conversion), spec)
+        spec = self.visit(node.format_spec) if node.format_spec else constant("")
+        value = self._ask(node.value, "format", self.visit(node.value), constant(node.conversion), spec)
         return ast.FormattedValue(value=value, conversion=-1, format_spec=None)
 
     def _display(self, node: ast.expr) -> Any:
@@ -153,7 +158,7 @@ class Instrument(ast.NodeTransformer):
         for generator in node.generators:
             if not isinstance(generator.target, (ast.Name, ast.Tuple)):
                 raise RefusedLoop(f"line {node.lineno}: this comprehension's target isn't supported", line=node.lineno)
-            generator.iter = self._ask(generator.iter, "iterate", self.visit(generator.iter), _pattern(generator.target), keywords=[])
+            generator.iter = self._ask(generator.iter, "iterate", self.visit(generator.iter), shape_of(generator.target), keywords=[])
             generator.ifs = [self._ask(test, "truth", self.visit(test)) for test in generator.ifs]
         for name in ("elt", "key", "value"):
             if hasattr(node, name):
@@ -167,10 +172,15 @@ class Instrument(ast.NodeTransformer):
         return self._comprehension(ast.copy_location(ast.ListComp(elt=node.elt, generators=node.generators), node))
 
     def visit_Lambda(self, node: ast.Lambda) -> Any:
+        self._defaults(node.args)
         self.depth += 1
         node.body = self.visit(node.body)
         self.depth -= 1
         return node
+
+    def _defaults(self, arguments: ast.arguments) -> None:
+        arguments.defaults = [self.visit(d) for d in arguments.defaults]
+        arguments.kw_defaults = [d if d is None else self.visit(d) for d in arguments.kw_defaults]
 
     # --- statements -----------------------------------------------------------------------------
 
@@ -197,14 +207,14 @@ class Instrument(ast.NodeTransformer):
         if isinstance(target, ast.Name):
             statement: ast.stmt = ast.Assign(targets=[target], value=value)
         elif isinstance(target, ast.Attribute):
-            call = self._ask(target, "set_attribute", self.visit(target.value), _constant(target.attr), value)
+            call = self._ask(target, "set_attribute", self.visit(target.value), constant(target.attr), value)
             statement = ast.Expr(value=call)
         elif isinstance(target, ast.Subscript):
-            call = self._ask(target, "set_item", self.visit(target.value), self.visit(_unsliced(target.slice)), value)
+            call = self._ask(target, "set_item", self.visit(target.value), self.visit(unsliced(target.slice)), value)
             statement = ast.Expr(value=call)
         else:
             return self._unpack(target, value, node)
-        return [_locate(statement, node)]
+        return [locate(statement, node)]
 
     def _unpack(self, target: ast.expr, value: ast.expr, node: ast.AST) -> list[ast.stmt]:
         """`a, (b, c[i]) = value`: the runtime unpacks by the target's pattern, then each leaf is stored."""
@@ -222,30 +232,30 @@ class Instrument(ast.NodeTransformer):
             return name
 
         plain = rename(target)
-        statements: list[ast.stmt] = [_locate(ast.Assign(targets=[plain], value=self._ask(node, "unpack", value, _pattern(target))), node)]
+        statements: list[ast.stmt] = [locate(ast.Assign(targets=[plain], value=self._ask(node, "unpack", value, shape_of(target))), node)]
         for name, part in leaves:
             statements += self._store(part, ast.Name(id=name.id, ctx=ast.Load()), node)
         return statements
 
     def visit_AugAssign(self, node: ast.AugAssign) -> Any:
-        op, value, target = _constant(_OPERATORS[type(node.op)]), self.visit(node.value), node.target
+        op, value, target = constant(_OPERATORS[type(node.op)]), self.visit(node.value), node.target
         if isinstance(target, ast.Name):
-            name = _constant("" if self.depth else target.id)
+            name = constant("" if self.depth else target.id)
             call = self._ask(node, "augment", op, ast.Name(id=target.id, ctx=ast.Load()), value, name)
-            return _locate(ast.Assign(targets=[target], value=call), node)
+            return locate(ast.Assign(targets=[target], value=call), node)
         if isinstance(target, ast.Attribute):
-            call = self._ask(node, "augment_attribute", self.visit(target.value), _constant(target.attr), op, value)
+            call = self._ask(node, "augment_attribute", self.visit(target.value), constant(target.attr), op, value)
         else:
             assert isinstance(target, ast.Subscript)
-            call = self._ask(node, "augment_item", self.visit(target.value), self.visit(_unsliced(target.slice)), op, value)
-        return _locate(ast.Expr(value=call), node)
+            call = self._ask(node, "augment_item", self.visit(target.value), self.visit(unsliced(target.slice)), op, value)
+        return locate(ast.Expr(value=call), node)
 
     def _block(self, statements: list[ast.stmt]) -> list[ast.stmt]:
         result: list[ast.stmt] = []
         for statement in statements:
             changed = self.visit(statement)
             result.extend(changed if isinstance(changed, list) else [changed] if changed is not None else [])
-        return result or ([_locate(ast.Pass(), statements[0])] if statements else [])
+        return result or ([locate(ast.Pass(), statements[0])] if statements else [])
 
     def visit_If(self, node: ast.If) -> Any:
         node.test = self._ask(node.test, "truth", self.visit(node.test))
@@ -263,7 +273,7 @@ class Instrument(ast.NodeTransformer):
         if not isinstance(node.target, ast.Name):
             name = self._temporary()
             body = self._store(node.target, ast.Name(id=name, ctx=ast.Load()), node) + body
-            node.target = _locate(ast.Name(id=name, ctx=ast.Store()), node)
+            node.target = locate(ast.Name(id=name, ctx=ast.Store()), node)
         node.body, node.orelse = body, self._block(node.orelse)
         return node
 
@@ -272,12 +282,33 @@ class Instrument(ast.NodeTransformer):
         return self._store(copy.deepcopy(target), ast.Name(id=name, ctx=ast.Load()), node)
 
     def visit_With(self, node: ast.With) -> Any:
+        stores: list[ast.stmt] = []
         for item in node.items:
             item.context_expr = self._ask(item.context_expr, "context", self.visit(item.context_expr))
             if item.optional_vars is not None and not isinstance(item.optional_vars, ast.Name):
-                raise RefusedLoop(f"line {node.lineno}: `with ... as` needs a single name here", line=node.lineno)
-        node.body = self._block(node.body)
+                name = self._temporary()
+                stores += self._store(item.optional_vars, ast.Name(id=name, ctx=ast.Load()), node)
+                item.optional_vars = locate(ast.Name(id=name, ctx=ast.Store()), node)
+        node.body = stores + self._block(node.body)
         return node
+
+    def visit_Match(self, node: ast.Match) -> Any:
+        """Patterns of values become comparisons, each of which may be device-side; others are matched as they stand."""
+        if not all(is_value_pattern(case.pattern) for case in node.cases):
+            node.subject = self.visit(node.subject)
+            for case in node.cases:
+                case.guard = None if case.guard is None else self._ask(case.guard, "truth", self.visit(case.guard))
+                case.body = self._block(case.body)
+            return node
+        name = self._temporary()
+        chain: list[ast.stmt] = []
+        for case in reversed(node.cases):
+            test = pattern_test(case.pattern, name)
+            if case.guard is not None:
+                test = ast.BoolOp(op=ast.And(), values=[test, case.guard])
+            branch = ast.If(test=test, body=case.body, orelse=chain)
+            chain = [locate(branch, case.body[0])]
+        return self._store(ast.Name(id=name, ctx=ast.Store()), self.visit(node.subject), node) + self._block(chain)
 
     def visit_Try(self, node: ast.Try) -> Any:
         node.body, node.orelse, node.finalbody = self._block(node.body), self._block(node.orelse), self._block(node.finalbody)
@@ -294,66 +325,42 @@ class Instrument(ast.NodeTransformer):
         node.value = self.visit(node.value) if node.value else None
         if self.depth or not self.worker:
             return node
-        call = self._ask(node, "leave", node.value or _constant(None))
-        return _locate(ast.Expr(value=call), node)
+        call = self._ask(node, "leave", node.value or constant(None))
+        return locate(ast.Expr(value=call), node)
 
     def visit_Delete(self, node: ast.Delete) -> Any:
         statements: list[ast.stmt] = []
         for target in node.targets:
             if isinstance(target, ast.Subscript):
-                call = self._ask(target, "delete_item", self.visit(target.value), self.visit(_unsliced(target.slice)))
-                statements.append(_locate(ast.Expr(value=call), node))
+                call = self._ask(target, "delete_item", self.visit(target.value), self.visit(unsliced(target.slice)))
+                statements.append(locate(ast.Expr(value=call), node))
             elif isinstance(target, ast.Attribute):
-                call = self._ask(target, "delete_attribute", self.visit(target.value), _constant(target.attr))
-                statements.append(_locate(ast.Expr(value=call), node))
+                call = self._ask(target, "delete_attribute", self.visit(target.value), constant(target.attr))
+                statements.append(locate(ast.Expr(value=call), node))
             else:
-                statements.append(_locate(ast.Delete(targets=[target]), node))
+                statements.append(locate(ast.Delete(targets=[target]), node))
         return statements
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> Any:
+        node.decorator_list = [self.visit(d) for d in node.decorator_list]
+        self._defaults(node.args)
+        self.bound.append(own_names(node))
         self.depth += 1
         node.body = self._block(node.body)
         self.depth -= 1
-        node.decorator_list = [self.visit(d) for d in node.decorator_list]
+        self.bound.pop()
         return node
 
     def visit_Global(self, node: ast.Global) -> Any:
         return node if self.depth or not self.worker else None
 
-
-def _constant(value: Any) -> ast.Constant:
-    return ast.Constant(value=value)
-
-
-def _lambda(body: ast.expr) -> ast.Lambda:
-    arguments = ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[])
-    return ast.Lambda(args=arguments, body=body)
-
-
-def _unsliced(node: ast.expr) -> ast.expr:
-    """A subscript's index as an ordinary expression: slices become `slice(...)` objects."""
-    if isinstance(node, ast.Slice):
-        parts = [part or _constant(None) for part in (node.lower, node.upper, node.step)]
-        return _locate(ast.Call(func=ast.Name(id="slice", ctx=ast.Load()), args=parts, keywords=[]), node)
-    if isinstance(node, ast.Tuple):
-        return ast.copy_location(ast.Tuple(elts=[_unsliced(e) for e in node.elts], ctx=ast.Load()), node)
-    return node
-
-
-def _pattern(target: ast.expr) -> ast.expr:
-    """A target's shape as a nested constant: None for a leaf, "*" for a starred leaf, a tuple for a group."""
-
-    def shape(part: ast.expr) -> Any:
-        if isinstance(part, (ast.Tuple, ast.List)):
-            return tuple(shape(e) for e in part.elts)
-        return "*" if isinstance(part, ast.Starred) else None
-
-    return _constant(shape(target))
-
-
-def _locate(node: Any, like: ast.AST) -> Any:
-    ast.copy_location(node, like)
-    for child in ast.walk(node):
-        if not hasattr(child, "lineno") and "lineno" in child._attributes:
-            ast.copy_location(child, like)
-    return node
+    def visit_Nonlocal(self, node: ast.Nonlocal) -> Any:
+        """In the worker half the loop's own names are a module's: what a nested function shares with them is global there."""
+        shared = [name for name in node.names if not any(name in names for names in self.bound[:-1])]
+        if not self.worker or not shared:
+            return node
+        if not self.depth:
+            return None
+        inner = [name for name in node.names if name not in shared]
+        statements: list[ast.stmt] = [locate(ast.Global(names=shared), node)]
+        return statements + ([locate(ast.Nonlocal(names=inner), node)] if inner else [])

@@ -87,19 +87,10 @@ def stored_names(node: ast.AST) -> set[str]:
     return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
 
 
-def own_stores(node: ast.stmt) -> set[str]:
-    """Names that a simple statement itself assigns."""
-    return stored_names(node) if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Delete)) else set()
-
-
 def root_name(node: ast.AST) -> str:
     while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)):
         node = node.func if isinstance(node, ast.Call) else node.value
     return node.id if isinstance(node, ast.Name) else ""
-
-
-def some(names: set[str]) -> str:
-    return min(names) if names else ""
 
 
 def static_length(node: ast.expr, resolve: Callable[[str], Any]) -> int | None:

@@ -1,32 +1,44 @@
 """Reads a loop's body, before anything is spent: what it keeps from one iteration to the next, and whether that forbids several workers.
 
-Conservative on purpose: where it can't tell, one worker does the loop, and the plan says why.
+Conservative on purpose: where it can't tell, one worker does the loop, and the plan says why. It reads a view of the body in which the
+user's own functions are expanded (inline.py), by path (paths.py), and runs nothing of the user's.
 """
 
 from __future__ import annotations
 
 import ast
-import builtins
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from .syntax import names_in, own_stores, read_first, root_name, some, stored_names, with_depth
-from .values import is_device_type, is_sink, is_torch
-
-_PLAIN_METHODS = {"item", "tolist", "size", "numel", "nelement", "dim", "ndimension", "numpy", "get_last_lr", "get_scale", "is_contiguous"}
-_PLAIN_ATTRIBUTES = {"shape", "ndim", "dtype", "requires_grad", "training", "is_cuda", "batch_size"}
-_PLAIN_CALLS = {"float", "int", "bool", "len", "str", "repr", "format", "round", "range", "isinstance", "print", "type", "id", "hasattr"}
+from .changed import changed_tensors
+from .feedback import feedback
+from .flow import Flow, Write
+from .gradients import gradients
+from .inline import expand, where
+from .modules import module_state
+from .paths import is_inlined, overlaps, shown, split
+from .sides import Sides
+from .source import holds_remote
+from .syntax import names_in, stored_names, with_depth
+from .values import is_torch
 
 
 @dataclass
 class Facts:
-    """What the body does with names. `solo` holds the reasons, in plain words with lines, why one worker must do the loop."""
+    """What the body does. `solo` holds the reasons, in plain words with lines, why one worker must do the loop.
+
+    Names of the loop's own body: `reads`, `stored`, `conditional` (not assigned in every iteration), `accumulators` (sums that the
+    notebook keeps), `needless` (assigned in every iteration before they are read).
+    Paths: `counters` (value before the loop, change in an iteration), `carried` (tensors that one iteration hands to the next),
+    `histories` (those of them that aren't detached first), `placed` (attributes and items of plain objects that are given device-side
+    values), `stepped` (schedulers of every iteration, by path).
+    `tensors`: those that the body changes in place. `leaves`: the body may leave the loop at an iteration that isn't known ahead.
+    `grads`: gradients outlive an iteration.
+    """
 
     reads: set[str] = field(default_factory=set)
     stored: set[str] = field(default_factory=set)
@@ -34,51 +46,71 @@ class Facts:
     accumulators: set[str] = field(default_factory=set)
     counters: dict[str, Any] = field(default_factory=dict)
     carried: set[str] = field(default_factory=set)
-    stepped: set[str] = field(default_factory=set)
-    device: set[str] = field(default_factory=set)
+    histories: set[str] = field(default_factory=set)
+    placed: set[str] = field(default_factory=set)
+    needless: set[str] = field(default_factory=set)
+    tensors: list[torch.Tensor] = field(default_factory=list)
+    stepped: dict[str, Any] = field(default_factory=dict)
+    leaves: bool = False
     grads: bool = False
     solo: list[str] = field(default_factory=list)
     caveats: list[str] = field(default_factory=list)
 
 
-def analyse(loop: ast.For, resolve: Callable[[str], Any], *, plain_target: set[str], zeroes_elsewhere: bool) -> Facts:
+def analyse(loop: ast.For, resolve: Callable[[str], Any], *, plain_target: set[str]) -> Facts:
     """Facts of `loop`. `resolve(name)` gives a name's present value (or raises KeyError); `plain_target`: target names that are plain."""
-    return _Analysis(loop, resolve, plain_target, zeroes_elsewhere).facts()
+
+    def present(name: str) -> Any:
+        value = resolve(name)
+        if holds_remote(value):  # of a worker that is gone: as good as not there yet
+            raise KeyError(name)
+        return value
+
+    return _Analysis(loop, present, plain_target).facts()
 
 
 class _Analysis:
-    def __init__(self, loop: ast.For, resolve: Callable[[str], Any], plain_target: set[str], zeroes_elsewhere: bool) -> None:
-        self.loop, self.resolve, self.zeroes_elsewhere = loop, resolve, zeroes_elsewhere
-        self.targets = {n.id for n in ast.walk(loop.target) if isinstance(n, ast.Name)}
-        self.plain_target = plain_target
+    def __init__(self, loop: ast.For, resolve: Callable[[str], Any], plain_target: set[str]) -> None:
+        self.loop, self.plain_target = loop, plain_target
+        self.targets = stored_names(loop.target)
+        self.flow = Flow(expand(loop.body, resolve), resolve, set(self.targets))
+        self.sides = Sides(self.flow, self.targets, plain_target)
+        self.by_path: dict[str, list[Write]] = {}
+        for write in self.flow.writes:
+            self.by_path.setdefault(write.path, []).append(write)
         self.out = Facts()
-
-    def value(self, name: str) -> Any:
-        try:
-            return self.resolve(name)
-        except KeyError:
-            return getattr(builtins, name, None)
 
     def facts(self) -> Facts:
         out = self.out
         self._names()
-        self._device_names()
-        first = read_first(self.loop.body, set(self.targets))
-        mutated = self._mutated()
-        out.counters = self._counters(first)
-        carried = (out.stored | mutated) & first - self.targets - set(out.counters)
-        self._accumulators(carried)
-        held_plain = {n for n in carried if n not in out.device or n in out.accumulators}
-        out.carried = {n for n in carried if n in out.device and n not in out.accumulators and n in out.stored and not self._in_place(n)}
-        for name in sorted(out.carried):
-            out.solo.append(f"line {_line_of(self.loop, name)}: `{name}` is handed from one iteration to the next")
-        self._influences(self._tainted(held_plain))
-        self._gradients()
-        self._schedulers()
+        held = self._held()
+        out.counters = self._counters(held)
+        held -= out.counters.keys()
+        self._accumulators(held)
+        out.carried = {path for path in held if self._is_carried(path)}
+        for path in sorted(out.carried):
+            line = where(self.by_path[path][0].node, self.loop.lineno)
+            out.solo.append(f"{line}: `{shown(path)}` is handed from one iteration to the next")
+        out.histories = {path for path in out.carried if not self._cut_first(path)}
+        plain = {p for p in held - out.carried if p in out.accumulators or not self._is_device_path(p)}
+        inside = {p for p in held if any(w.how == "replace" for w in self.by_path[p]) and p not in out.carried}
+        if reason := feedback(self.flow, self.sides, plain | inside, inside):
+            out.solo.append(reason)
+        out.placed = {w.path for w in self.flow.writes if w.how in ("bind", "augment") and self._is_placed(w.path)} | {
+            p for p in out.carried if split(p)[1]
+        }
+        found = gradients(self.flow, self.loop.lineno)
+        out.grads = found.kept
+        out.solo += [*found.reasons, *found.sometimes]
+        names = {id(v): n for n, v in self._schedulers(found.stepped)}
+        out.stepped = {names.get(id(s), type(s).__name__): s for s in found.stepped}
+        out.tensors, sums = changed_tensors(self.flow, self.sides, out.accumulators | out.carried)
+        out.solo += [*sums, *module_state(self.flow)]
+        out.leaves = self._leaves(self.flow.view.body)
         self._same_batch()
         return out
 
-    # --- names -------------------------------------------------------------------------------------
+    # --- the loop's own names ------------------------------------------------------------------------------
 
     def _names(self) -> None:
         out = self.out
@@ -93,222 +125,151 @@ class _Analysis:
                 out.reads.add(node.target.id)
         out.stored = set(stores) | self.targets
         out.conditional = {name for name, depth in stores.items() if depth > 0}
-
-    def _device_names(self) -> None:
-        out = self.out
-        for name in out.reads | out.stored:
-            value = self.value(name)
-            if value is not None and _holds_device(value):
-                out.device.add(name)
-        out.device |= self.targets - self.plain_target
-        out.device -= self.plain_target
-        for _ in range(4):
-            before = len(out.device)
-            for node in ast.walk(ast.Module(body=self.loop.body, type_ignores=[])):
-                if isinstance(node, ast.Assign) and self.is_device(node.value):
-                    for target in node.targets:
-                        out.device |= {n.id for n in ast.walk(target) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-                elif isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name) and self.is_device(node.value):
-                    out.device.add(node.target.id)
-                elif isinstance(node, (ast.For, ast.comprehension)) and self.is_device(node.iter):
-                    out.device |= {n.id for n in ast.walk(node.target) if isinstance(n, ast.Name)}
-                elif isinstance(node, ast.withitem) and isinstance(node.optional_vars, ast.Name) and self.is_device(node.context_expr):
-                    out.device.add(node.optional_vars.id)
-            if len(out.device) == before:
-                break
-
-    def is_device(self, node: ast.AST | None) -> bool:
-        """Whether an expression is device-side, as far as the text tells."""
-        if node is None or isinstance(node, (ast.Constant, ast.JoinedStr, ast.Lambda)):
-            return False
-        if isinstance(node, ast.Name):
-            return node.id in self.out.device
-        if isinstance(node, ast.Attribute):
-            return self.is_device(node.value) and node.attr not in _PLAIN_ATTRIBUTES
-        if isinstance(node, ast.Call):
-            return self._device_call(node)
-        return any(self.is_device(child) for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr))
-
-    def _device_call(self, node: ast.Call) -> bool:
-        function = self.callee(node.func)
-        given = any(self.is_device(a) for a in node.args) or any(self.is_device(k.value) for k in node.keywords)
-        if isinstance(node.func, ast.Attribute) and self.is_device(node.func.value):
-            return node.func.attr not in _PLAIN_METHODS
-        if isinstance(node.func, ast.Name) and node.func.id in _PLAIN_CALLS:
-            return False
-        if function is not None and not isinstance(function, types.FunctionType) and is_torch(function):
-            return True
-        if isinstance(function, types.FunctionType):
-            return given or is_torch(function) or bool(set(function.__code__.co_names) & {"torch", "F", "nn"})
-        return given or self.is_device(node.func)
-
-    def callee(self, func: ast.expr) -> Any:
-        """The object behind `f` or `module.sub.f`, None when it isn't there yet."""
-        if isinstance(func, ast.Name):
-            return self.value(func.id)
-        if isinstance(func, ast.Attribute):
-            owner = self.callee(func.value)
-            return getattr(owner, func.attr, None) if isinstance(owner, (types.ModuleType, type)) else None
-        return None
-
-    def _mutated(self) -> set[str]:
-        """Plain names whose object the body may change: by a method, an item or an attribute."""
-        names: set[str] = set()
-        for node in ast.walk(ast.Module(body=self.loop.body, type_ignores=[])):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                names.add(root_name(node.func.value))
-            elif isinstance(node, (ast.Attribute, ast.Subscript)) and isinstance(node.ctx, ast.Store):
-                names.add(root_name(node.value))
-        return {
-            n
-            for n in names
-            if n and n not in self.out.device and not isinstance(self.value(n), (types.ModuleType, type, types.FunctionType, str))
+        inner = [n for s in self.loop.body for n in ast.walk(s) if isinstance(n, (ast.FunctionDef, ast.Lambda))]
+        later = {n for function in inner for n in names_in(function)} | {
+            n.id for s in self.loop.body for d in ast.walk(s) if isinstance(d, ast.Delete) for n in ast.walk(d) if isinstance(n, ast.Name)
         }
+        out.needless = out.stored - {split(path)[0] for path in self.flow.first} - later
 
-    def _counters(self, first: set[str]) -> dict[str, Any]:
-        """`step += 1` once an iteration, unconditionally: its value follows from the iteration's index."""
+    # --- what an iteration finds as the one before has left it -----------------------------------------------------
+
+    def _held(self) -> set[str]:
+        """Paths that an iteration changes and may read before it has assigned them."""
+        held = {p for p in self.by_path if split(p)[0] not in self.targets and not is_inlined(p) and self.flow.kept(p)}
+        return {path for path in held if not self._elsewhere(path)}
+
+    def _elsewhere(self, path: str) -> bool:
+        """Whether the path leads into a tensor, model or optimizer, whose state is kept as such."""
+        root, steps = split(path)
+        if self._is_device_path(path) and all(w.how == "mutate" for w in self.by_path[path]):
+            return True
+        value: Any = self.sides.at(path)
+        if isinstance(value, (types.ModuleType, type, types.FunctionType)):
+            return all(w.how == "mutate" for w in self.by_path[path])
+        return bool(steps) and isinstance(self.sides.at(root), torch.Tensor)
+
+    def _is_device_path(self, path: str) -> bool:
+        return self.sides.is_device(ast.parse(path, mode="eval").body)
+
+    def _is_carried(self, path: str) -> bool:
+        writes = self.by_path[path]
+        if path in self.out.accumulators or not self._is_device_path(path) or all(w.how in ("mutate", "replace") for w in writes):
+            return False
+        value = self.sides.at(path)
+        in_place = all(w.how in ("augment", "mutate") for w in writes)
+        return not (isinstance(value, torch.Tensor) and in_place)  # `w -= lr * w.grad` stays the object that it is
+
+    def _cut_first(self, path: str) -> bool:
+        """Whether the first thing that an iteration does with a path is to detach it."""
+        value, seen = self.by_path[path][0].value, 0
+        while value is not None and seen < 8:
+            if any(isinstance(n, ast.Attribute) and n.attr in ("detach", "detach_", "data", "item") for n in ast.walk(value)):
+                return True
+            name = value.id if isinstance(value, ast.Name) and is_inlined(value.id) else ""
+            value = next((w.value for w in self.flow.writes if w.path == name), None) if name else None
+            seen += 1
+        return False
+
+    def _is_placed(self, path: str) -> bool:
+        return bool(split(path)[1]) and not is_inlined(path) and path in self.sides.device and not self.sides.under_device(path)
+
+    def _counters(self, held: set[str]) -> dict[str, Any]:
+        """`step += 1` once an iteration, unconditionally, here or in a callee: its value follows from the iteration's index."""
         counters: dict[str, Any] = {}
-        for statement in self.loop.body:
-            if isinstance(statement, ast.AugAssign) and isinstance(statement.target, ast.Name) and isinstance(statement.op, ast.Add):
-                name = statement.target.id
-                stores = [n for n in ast.walk(self.loop) if isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Store)]
-                value = self.value(name)
-                constant = isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, int)
-                if len(stores) == 1 and constant and isinstance(value, int) and name in first:
-                    counters[name] = (value, statement.value.value)  # type: ignore[attr-defined]
+        for path in held:
+            value = self.sides.at(path)
+            if type(value) is not int or any(overlaps(path, other) and other != path for other in self.by_path):
+                continue
+            strides = [self._stride(path, write) for write in self.by_path[path]]
+            if None not in strides and self._reachable(path):
+                counters[path] = (value, sum(s for s in strides if s is not None))
         return counters
 
-    def _accumulators(self, carried: set[str]) -> None:
-        """Sums that the notebook keeps: only ever added to, or reset to a plain value."""
-        for name in carried & self.out.stored:
-            value = self.value(name)
+    def _reachable(self, path: str) -> bool:
+        return split(path)[0] in self.out.reads | self.out.stored or split(path)[0] in self.flow.reads
+
+    def _stride(self, path: str, write: Write) -> int | None:
+        """What a write adds to a path in every iteration; None when that can't be told."""
+        node = write.node
+        if write.depth or not isinstance(node, (ast.Assign, ast.AugAssign)):
+            return None
+        if isinstance(node, ast.AugAssign):
+            sign = 1 if isinstance(node.op, ast.Add) else -1 if isinstance(node.op, ast.Sub) else 0
+            added = self._constant(node.value)
+            return None if added is None or not sign else sign * added
+        value = node.value
+        if isinstance(value, ast.BinOp) and isinstance(value.op, (ast.Add, ast.Sub)) and len(node.targets) == 1:
+            sign = 1 if isinstance(value.op, ast.Add) else -1
+            pairs = [(value.left, value.right)] + ([(value.right, value.left)] if sign == 1 else [])
+            for own, other in pairs:
+                found, added = self.flow.path(own), self._constant(other)
+                if found == (path, True) and added is not None:
+                    return sign * added
+        return None
+
+    def _constant(self, node: ast.expr) -> int | None:
+        if isinstance(node, ast.Constant):
+            return node.value if type(node.value) is int else None
+        found = self.flow.path(node)
+        if found is None or not found[1] or any(overlaps(found[0], path) for path in self.by_path) or is_inlined(found[0]):
+            return None
+        value = self.sides.at(found[0])
+        return value if type(value) is int and split(found[0])[0] not in self.targets else None
+
+    def _accumulators(self, held: set[str]) -> None:
+        """Sums that the notebook keeps: names only ever added to, or reset to a plain value."""
+        for name in held & self.out.stored:
+            value = self.sides.at(name)
             tensor = isinstance(value, torch.Tensor) and not value.requires_grad
             if not (tensor or value is None or isinstance(value, (int, float, complex, list))):
                 continue
-            kept = all(
-                isinstance(n, ast.AugAssign) or (isinstance(n, ast.Assign) and not self.is_device(n.value))
-                for n in ast.walk(self.loop)
-                if isinstance(n, (ast.AugAssign, ast.Assign)) and name in stored_names(n)
-            )
-            augmented = any(isinstance(n, ast.AugAssign) and name in stored_names(n) for n in ast.walk(self.loop))
-            if kept and augmented:
+            changes = [n for n in ast.walk(self.loop) if isinstance(n, (ast.AugAssign, ast.Assign)) and name in stored_names(n)]
+            kept = all(isinstance(n, ast.AugAssign) or not self.sides.is_device(n.value) for n in changes)
+            if kept and any(isinstance(n, ast.AugAssign) for n in changes):
                 self.out.accumulators.add(name)
 
-    def _in_place(self, name: str) -> bool:
-        """A trainable tensor that is only ever changed in place (`w -= lr * w.grad`) stays the object that it is."""
-        value = self.value(name)
-        stores = [n for n in ast.walk(self.loop) if isinstance(n, ast.stmt) and not isinstance(n, ast.For) and name in own_stores(n)]
-        return isinstance(value, torch.Tensor) and value.requires_grad and all(isinstance(n, ast.AugAssign) for n in stores)
-
-    # --- what is kept and comes back ---------------------------------------------------------------------
-
-    def _tainted(self, names: set[str]) -> set[str]:
-        names = set(names)
-        for _ in range(4):
-            for node in ast.walk(ast.Module(body=self.loop.body, type_ignores=[])):
-                if isinstance(node, ast.Assign) and names_in(node.value) & names and not self.is_device(node.value):
-                    names |= {n for n in stored_names(node) if n not in self.out.device}
-        return names - set(self.out.counters)
-
-    def _influences(self, tainted: set[str]) -> None:
-        if not tainted:
-            return
-        for node in ast.walk(ast.Module(body=self.loop.body, type_ignores=[])):
-            name, how = "", ""
-            if isinstance(node, (ast.If, ast.While, ast.IfExp, ast.Assert)):
-                name = some(names_in(node.test) & tainted)
-                if name and not self._harmless(node):
-                    how = "decides what the loop does next"
-            elif isinstance(node, ast.Call) and not self._is_sink_call(node):
-                given = {n for a in (*node.args, *(k.value for k in node.keywords)) for n in names_in(a)} & tainted
-                name, how = some(given), "enters a computation on tensors" if self._device_call(node) else ""
-            elif isinstance(node, ast.BinOp) and self.is_device(node.left) != self.is_device(node.right):
-                plain = node.right if self.is_device(node.left) else node.left
-                name, how = some(names_in(plain) & tainted), "enters a computation on tensors"
-            elif isinstance(node, (ast.Assign, ast.AugAssign)):
-                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                if any(isinstance(t, (ast.Attribute, ast.Subscript)) and self.is_device(t.value) for t in targets):
-                    name, how = some(names_in(node.value) & tainted), "is set on a device-side object"
-            if name and how:
-                self.out.solo.append(f"line {node.lineno}: `{name}`, kept from one iteration to the next, {how}")  # type: ignore[attr-defined]
-                return
-
-    def _harmless(self, node: Any) -> bool:
-        """Whether a branch only does bookkeeping, so that taking it or not is the notebook's own affair."""
-        parts = [*getattr(node, "body", [])] if isinstance(getattr(node, "body", None), list) else [getattr(node, "body", None)]
-        orelse = getattr(node, "orelse", [])
-        parts += orelse if isinstance(orelse, list) else [orelse]
-        if isinstance(node, ast.Assert):
-            return False
-        for part in (p for p in parts if p is not None):
-            for child in ast.walk(part):
-                if isinstance(child, (ast.Break, ast.Continue, ast.Return, ast.Raise)):
-                    return False
-                if isinstance(child, ast.Name) and child.id in self.out.device:
-                    return False
-                if isinstance(child, ast.Call) and (self._device_call(child) or isinstance(self.callee(child.func), types.FunctionType)):
-                    return False
-        return True
-
-    def _is_sink_call(self, node: ast.Call) -> bool:
-        function = self.callee(node.func)
-        if function is not None:
-            return bool(is_sink(function))
-        return isinstance(node.func, ast.Attribute) and not self.is_device(node.func.value)
-
-    def _gradients(self) -> None:
-        """Gradients that live longer than an iteration (accumulation): leases would cut them."""
-        conditional: list[ast.Call] = []
-        zeros: list[tuple[int, ast.AST]] = []
-        for depth, node in with_depth(self.loop.body, branches_only=True):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                owner = self.callee(node.func.value)
-                if node.func.attr == "step" and (isinstance(owner, Optimizer) or (owner is None and not node.args)):
-                    if depth:
-                        conditional.append(node)
-                if node.func.attr in ("zero_grad", "zero_"):
-                    zeros.append((depth, node))
-            if isinstance(node, ast.Attribute) and node.attr == "grad" and isinstance(node.ctx, ast.Store):
-                zeros.append((depth, node))
-        zeroed = any(depth == 0 for depth, _ in zeros) or (not zeros and self.zeroes_elsewhere)
-        functional = any(
-            isinstance(n, ast.Attribute) and n.attr == "grad" and root_name(n.value) in ("torch", "autograd") for n in ast.walk(self.loop)
-        )
-        if conditional and zeros and not zeroed:
-            self.out.grads = True
-            self.out.solo.append(f"line {conditional[0].lineno}: gradients are gathered over several iterations before the step")
-        elif not zeroed and not functional:
-            self.out.grads = True
-            self.out.solo.append(f"line {self.loop.lineno}: gradients aren't cleared in every iteration (no zero_grad)")
-
-    def _schedulers(self) -> None:
-        for depth, node in with_depth(self.loop.body):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "step":
-                owner = self.callee(node.func.value)
-                if isinstance(owner, LRScheduler):
-                    if depth == 0 and not node.args:
-                        self.out.stepped.add(root_name(node.func.value))
-                    else:
-                        self.out.solo.append(f"line {node.lineno}: a learning-rate scheduler steps only in some iterations")
+    def _schedulers(self, stepped: list[Any]) -> list[tuple[str, Any]]:
+        found = []
+        for path in sorted(self.flow.reads, reverse=True):
+            value = self.sides.at(path)
+            if any(value is s for s in stepped):
+                found.append((shown(path), value))
+        return found
 
     def _same_batch(self) -> None:
         """A counting loop that sees the same full batch each time."""
-        calls = [n for n in ast.walk(self.loop) if isinstance(n, ast.Call)]
-        user = any(isinstance(self.callee(c.func), types.FunctionType) and not is_torch(self.callee(c.func)) for c in calls)
-        drawn = any("rand" in ast.unparse(c.func) or "sample" in ast.unparse(c.func) or "choice" in ast.unparse(c.func) for c in calls)
-        index = any(isinstance(n, ast.Subscript) and names_in(n.slice) & (self.targets | self.out.stored) for n in ast.walk(self.loop))
-        if self.targets <= self.plain_target and not (user or drawn or index):
+        body = self.flow.view.body
+        calls = [n for s in body for n in ast.walk(s) if isinstance(n, ast.Call)]
+        user = any(isinstance(f := self.sides.callee(c.func), types.FunctionType) and not is_torch(f) for c in calls)
+        drawn = any(word in ast.unparse(c.func) for c in calls for word in ("rand", "sample", "choice", "next", "normal"))
+        changing = self.targets | set(self.by_path)
+        index = any(
+            isinstance(n, ast.Subscript) and any(p in changing for p, _ in self.flow.paths_in(n.slice)) for s in body for n in ast.walk(s)
+        )
+        if self.targets <= self.plain_target and not (user or drawn or index or self.flow.view.opaque):
             self.out.caveats.append("each iteration sees the same full batch: more workers won't help")
 
+    def _leaves(self, body: list[ast.stmt], inner: bool = False) -> bool:
+        """Whether the body may end the loop at an iteration that isn't known ahead: by a `break` of its own, a `return`, a `raise`."""
+        for node in body:
+            if isinstance(node, (ast.Return, ast.Raise)) or (isinstance(node, ast.Break) and not inner):
+                return True
+            if isinstance(node, ast.If) and self._is_of_index(node.test):
+                continue
+            for name in ("body", "orelse", "finalbody"):
+                deeper = inner or (isinstance(node, (ast.For, ast.While)) and name == "body")
+                if self._leaves(getattr(node, name, None) or [], deeper):
+                    return True
+            for part in (*getattr(node, "handlers", ()), *getattr(node, "cases", ())):
+                if self._leaves(part.body, inner):
+                    return True
+        return False
 
-def _holds_device(value: Any, depth: int = 0) -> bool:
-    if is_device_type(type(value)):
-        return True
-    if depth < 3 and isinstance(value, (list, tuple, dict)):
-        parts = list(value.values()) if isinstance(value, dict) else list(value)
-        return any(_holds_device(v, depth + 1) for v in parts[:8])
-    return False
-
-
-def _line_of(loop: ast.For, name: str) -> int:
-    return next((n.lineno for n in ast.walk(loop) if isinstance(n, ast.Name) and n.id == name), loop.lineno)
+    def _is_of_index(self, test: ast.expr) -> bool:
+        """Whether a test follows from the iteration's index alone."""
+        known = self.plain_target | self.out.counters.keys()
+        plain = all(
+            path in known or (not any(overlaps(path, w) for w in self.by_path) and not self.sides.is_device(at))
+            for path, at in self.flow.paths_in(test)
+        )
+        return plain and not any(isinstance(n, ast.Call) for n in ast.walk(test))

@@ -9,15 +9,18 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..core.codec import encode
+from ..core.codec import decode, encode
 from ..core.errors import CodecError, RefusedLoop, ReplayError
 from ..core.lease import EntrySpec, Lease, StrategyConfig, Unit
 from ..core.state import State
 from .capture import Shipment
+from .compiled import uncompiled
+from .paths import write
 from .program import open_program
-from .record import WorkerHalf, compile_body
-from .replay import Replayer
+from .record import Outcome, WorkerHalf, compile_body
+from .replay import Replayer, rebuilt
 from .rewrite import ITEM
+from .runtime import RAISE
 from .source import unpack
 from .split import RUNTIME
 from .values import is_value
@@ -25,47 +28,66 @@ from .values import is_value
 
 @dataclass(frozen=True)
 class Probe:
-    """Figures of one iteration on this machine: FLOPs, seconds, bytes of memory. `failed`: the log of an iteration that raised."""
+    """Figures of one iteration on this machine: FLOPs, seconds, bytes of memory. `failed`: the log of an iteration that raised.
+
+    `unit_bytes`: what a lease carries for it. `keeps`: what the iteration hands to the next one beside weights and buffers, in plain words:
+    only one worker can do such a loop.
+    """
 
     flops: int
     seconds: float
     memory_bytes: int
     losses: tuple[float, ...] = ()
     failed: bytes | None = None
+    left: bytes = b""  # the names that it left, and (one worker) what it had changed until it raised
+    after: State | None = None
+    keeps: tuple[str, ...] = ()
+    unit_bytes: int = 0
 
 
 def probe(shipment: Shipment, state: State, unit: Unit, strategy: StrategyConfig, seed: int, namespace: dict[str, Any]) -> Probe:
     """Runs `unit` on copies. Raises RefusedLoop where the notebook half would not show what the worker half did."""
     spec = EntrySpec("", (), strategy, None, seed, 0, 0.0, 0)
     lease = Lease("probe", "", 0, 0, (unit,), base_iteration=unit.index)
-    half = WorkerHalf(shipment.program, shipment.blobs.__getitem__)
+    with uncompiled():
+        half = WorkerHalf(shipment.program, shipment.blobs.__getitem__)
     half.load(state)
-    with FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]  # its hooks break torch.autograd.grad inside a loop
+    with counter:
         outcome = half.run(lease, spec)
+    _refuse_ours(outcome)
+    first = half.roots.beside()
     log = outcome.logs[0]
     losses = tuple(loss for _, loss in outcome.losses)
     if outcome.exit == "error":
-        return Probe(0, outcome.seconds, 0, losses, failed=log)
+        after = half.state() if strategy.solo else None
+        return Probe(0, outcome.seconds, 0, losses, failed=log, left=outcome.left, after=after)
     _rehearse(shipment, half, log, unit, namespace, outcome.exit)
     half.load(state)
     seconds = half.run(lease, spec).seconds if not outcome.exit else outcome.seconds
     memory = 4 * state.nbytes() + sum(map(len, shipment.blobs.values()))
-    return Probe(counter.get_total_flops(), max(seconds, 1e-6), memory, losses)
+    keeps = tuple(half.roots.kept_beside(first)) if not outcome.exit else ()
+    return Probe(counter.get_total_flops(), max(seconds, 1e-6), memory, losses, keeps=keeps, unit_bytes=len(unit.data))
 
 
 def _rehearse(shipment: Shipment, half: WorkerHalf, log: bytes, unit: Unit, namespace: dict[str, Any], left_by: str) -> None:
     """The self-check: replays the log on another copy and compares every plain name with the worker half's."""
-    program = open_program(shipment.program, shipment.blobs.__getitem__)
+    with uncompiled():
+        program = open_program(shipment.program, shipment.blobs.__getitem__)
     loop, env = program.loop, program.env
     code = compile_body(program)
     replayer = Replayer(program.callees, namespace, rehearsal=True)
     replayer.accumulators = frozenset(program.accumulators)
-    for name, (base, step) in program.counters.items():
-        env[name] = base + step * (unit.index - program.first)
+    replayer.theirs = {id(env[name]): env[name] for name in program.owned}
+    for path, (base, step) in program.counters.items():
+        write(env, path, base + step * (unit.index - program.first))
     env[RUNTIME], env[ITEM] = replayer, program.opener.shown(unpack(unit.data), unit.index)
-    replayer.begin(log)
     try:
+        replayer.begin(log)
         exec(code, env)  # the user's own loop body, on a copy of the user's own names
+        if not left_by:
+            replayer.finish()
     except ReplayError as error:
         raise _refused(loop, str(error.message)) from error
     except Exception as error:
@@ -73,11 +95,29 @@ def _rehearse(shipment: Shipment, half: WorkerHalf, log: bytes, unit: Unit, name
     except BaseException:
         if left_by != "return":
             raise
-    replayer.finish() if not left_by else None
     for name in sorted(set(program.stored) | set(program.accumulators)):
         ours, theirs = env.get(name), half.env.get(name)
         if is_value(ours) and is_value(theirs) and not _same(ours, theirs):
             raise _refused(loop, f"`{name}` would be {ours!r} here and {theirs!r} there", name)
+
+
+def _refuse_ours(outcome: Outcome) -> None:
+    """Raises what the worker half itself refused (a withheld secret, a name that stays here): no mistake of the user's body."""
+    entries = decode(outcome.logs[-1])[1] if outcome.exit == "error" else []
+    described = entries[-1][3] if entries and entries[-1][2] == RAISE else None
+    if isinstance(described, dict) and str(described.get("type", "")).startswith("depin_nb.core.errors."):
+        raise rebuilt(described, {})
+
+
+class _NoModules:
+    """Stands in for torch's module tracker: only the total is wanted."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> _NoModules:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
 
 
 def _same(a: Any, b: Any) -> bool:

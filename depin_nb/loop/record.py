@@ -7,11 +7,10 @@ ever opened as anything but data.
 from __future__ import annotations
 
 import ast
-import builtins
 import contextlib
-import io
+import functools
+import threading
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,20 +21,21 @@ import torch
 from ..core.codec import encode
 from ..core.lease import EntrySpec, Lease
 from ..core.state import State
-from .objects import seed_iteration
+from . import output
+from .devices import following
+from .entries import RAISE
+from .failures import described
+from .left import pack_left
+from .objects import Roots, seed_iteration
+from .paths import placed, write
 from .program import Program, open_program
+from .recorder import GangAborted, Recorder
 from .rewrite import ITEM
-from .runtime import RAISE, SET, SINK, SIZE, VALUE, LeaveLoop, Runtime
+from .runtime import LeaveLoop
 from .source import unpack
 from .split import RUNTIME, Instrument
-from .values import detached, is_device_type, is_value, stays
 
-_MAX_LEFT_BYTES = 64 << 20
 _STEP_STRIDE = 1000  # backward passes an iteration at most, in a gang's step numbers
-
-
-class GangAborted(BaseException):
-    """A rank of the gang was lost: the lease is dropped and its units go out again. No `except Exception` of a user's body stops it."""
 
 
 Reduce = Callable[[int, int, list[torch.Tensor | None]], list[torch.Tensor | None]]
@@ -54,83 +54,6 @@ class Outcome:
     stopped: bool = False
 
 
-class Recorder(Runtime):
-    """Executes device-side evaluations and logs their plain results."""
-
-    def __init__(self, program: Program) -> None:
-        super().__init__(program.callees)
-        self.accumulators = frozenset(program.accumulators)
-        self.log: list[list[Any]] = []
-        self.inside = 0  # within a device-side evaluation everything is device-side
-        self.owned: dict[int, Any] = {}  # containers and objects that device-side evaluations returned
-        self._fresh: dict[int, Any] = {}
-
-    def start(self, env: dict[str, Any]) -> None:
-        """A new iteration: what names still hold stays what it was."""
-        self.turn, self.log = 0, []
-        kept = {id(v): v for v in env.values()}
-        self.owned = {key: v for key, v in self.owned.items() if key in kept}
-        self._fresh = {}
-
-    def own(self, value: Any) -> Any:
-        """Marks a value (a batch, say) as device-side whatever its type."""
-        if not is_device_type(type(value)) and not isinstance(value, (int, float, str, bool, type(None))):
-            self.owned[id(value)] = value
-        return value
-
-    def is_device(self, value: Any) -> bool:
-        return id(value) in self.owned or super().is_device(value)
-
-    def fresh(self, number: int, container: Any) -> Any:
-        self._fresh[id(container)] = container
-        return container
-
-    def _is_fresh(self, container: Any) -> bool:
-        return id(container) in self._fresh
-
-    def _op(self, number: int, act: Callable[[], Any]) -> Any:
-        if self.inside:
-            return act()
-        turn, self.turn = self.turn, self.turn + 1
-        self.inside += 1
-        try:
-            value = act()
-        except Exception as error:
-            self.log.append([turn, abs(number), RAISE, _described(error)])
-            raise
-        finally:
-            self.inside -= 1
-        if is_value(value):
-            if number > 0:
-                kind, wire = VALUE, value
-                if isinstance(value, torch.Size):
-                    kind, wire = SIZE, list(value)
-                elif type(value) is set:
-                    kind, wire = SET, list(value)
-                self.log.append([turn, number, kind, wire])
-            return value
-        return self.own(value)
-
-    def _take_values(self, number: int, function: Any, values: dict[Any, Any], *, text: bool, limited: bool = False) -> dict[Any, Any]:
-        if self.inside:
-            return values
-        turn, self.turn = self.turn, self.turn + 1
-        given: dict[Any, Any] = {}
-        for key, value in values.items():
-            if text:
-                given[key] = str(value)
-            else:
-                with contextlib.suppress(TypeError):
-                    given[key] = detached(value)
-        if limited and sum(_size(v) for v in given.values()) > 1 << 18:
-            given = {}
-        self.log.append([turn, abs(number), SINK, given])
-        return {**values, **given}
-
-    def _silent(self, function: Any) -> bool:
-        return stays(function)
-
-
 class WorkerHalf:
     """One program, opened: loads a state, runs leases, reads the state back. `blob` fetches bytes by digest."""
 
@@ -140,10 +63,15 @@ class WorkerHalf:
         self.roots = self.program.roots
         self.recorder = Recorder(self.program)
         self.code = compile_body(self.program)
+        _track_steps(self.roots)
+        self.recorder.owned.update({id(self.env[name]): self.env[name] for name in self.program.owned})
+        self.keeps_errors = False  # for `%depin debug`: the exception itself, with its frames
 
     def load(self, state: State) -> None:
         """Puts a version into the objects (and, in a solo run, into the generators)."""
         self.roots.write(state, self.env, rng=self.program.solo)
+        for name in self.program.remote:
+            self.recorder.own(self.env.get(name))
 
     def state(self) -> State:
         """Everything that training changed, as of now."""
@@ -163,11 +91,11 @@ class WorkerHalf:
         `go` is asked before each iteration; False stops it (`Outcome.stopped`). `paced` is told each iteration's seconds of computing.
         `reduce(step, samples, gradients)` returns the gang's mean gradients; it raises GangAborted when the gang is no more.
         """
-        outcome, program = Outcome(), self.program
+        outcome, program, data = Outcome(), self.program, None
         first = lease.units[0].index
         if not program.solo and not lease.gang:
             self._advance_schedulers(first - lease.base_iteration)
-        with self._surroundings(spec) as losses, self._reducing(reduce) as position:
+        with self._surroundings(spec) as losses, self._reducing(reduce) as position, following(program.devices):
             for place, unit in enumerate(lease.units):
                 if not go():
                     outcome.stopped = True
@@ -176,7 +104,8 @@ class WorkerHalf:
                     seed_iteration(spec.seed, unit.index)
                 position[:] = [lease.groups[place] * _STEP_STRIDE if lease.gang else 0, unit.samples]
                 start = time.perf_counter()
-                outcome.exit = self._iteration(unit.index, unpack(unit.data))
+                data = unpack(unit.data)
+                outcome.exit = self._iteration(unit.index, data)
                 seconds = time.perf_counter() - start
                 outcome.seconds += seconds
                 outcome.done += 1
@@ -187,37 +116,44 @@ class WorkerHalf:
                 paced(seconds)
                 if outcome.exit:
                     break
-            outcome.left = self._left(final=lease.final or bool(outcome.exit))
+            last = lease.final or bool(outcome.exit) or program.opener.may_be_last(data)
+            outcome.left = self._left(final=last)
         return outcome
 
     def _iteration(self, index: int, data: Any) -> str:
         program, recorder, env = self.program, self.recorder, self.env
-        recorder.start(env)
-        for name, (base, step) in program.counters.items():
-            env[name] = base + step * (index - program.first)
+        recorder.start()
+        for path, (base, step) in program.counters.items():
+            write(env, path, base + step * (index - program.first))
         env[RUNTIME] = recorder
         recorder.flow = "next"
+        turn = -1  # the item's making comes before the body: so does what it raises
         try:
-            env[ITEM] = program.opener.open(data, index, recorder.own)
+            recorder.inside = 1
+            try:
+                env[ITEM] = program.opener.open(data, index, recorder.own)
+            finally:
+                recorder.inside = 0
+            turn = recorder.turn
             exec(self.code, env)  # the user's own loop body, on the machine that was given it
         except LeaveLoop:
             return "return"
         except GangAborted:
             raise
-        except Exception as error:
-            recorder.log.append([recorder.turn, 0, RAISE, _described(error)])
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                raise  # the probe's user interrupts; on a worker leases run in threads of their own, and it is the body's
+            recorder.error = error if self.keeps_errors else None
+            recorder.log.append([turn if turn < 0 else recorder.turn, 0, RAISE, described(error)])
             return "error"
         return "" if recorder.flow == "next" else recorder.flow
 
     def _left(self, *, final: bool) -> bytes:
         """Device-side names that the loop leaves behind, by value: all at the end, else those that only some iterations assign."""
-        names = self.program.stored if final else self.program.conditional
-        left: dict[str, Any] = {}
-        for name in names:
-            if name in self.env and self.recorder.touches(self.env[name]):
-                with contextlib.suppress(TypeError):
-                    left[name] = detached(self.env[name])
-        return encode(left) if sum(_size(v) for v in left.values()) <= _MAX_LEFT_BYTES else encode({})
+        names = (*self.program.stored, *self.program.owned) if final else self.program.conditional
+        found = {n: self.env[n] for n in names if n in self.env and self.recorder.touches(self.env[n])}
+        found.update(placed(self.env, self.program.placed, self.recorder.touches) if final else {})
+        return pack_left(found, self.roots.modules)
 
     def _advance_schedulers(self, steps: int) -> None:
         """Per-batch schedulers stand where the whole loop would have them, not where this worker's share does."""
@@ -229,7 +165,7 @@ class WorkerHalf:
 
     @contextlib.contextmanager
     def _surroundings(self, spec: EntrySpec) -> Iterator[list[float]]:
-        """Silences the body, sets the kernel's numeric flags, and notes each loss that `backward` is called on."""
+        """Takes up what the body says, sets the kernel's numeric flags, and notes each loss that `backward` is called on."""
         losses: list[float] = []
         backward, threads = torch.Tensor.backward, torch.get_num_threads()
 
@@ -246,8 +182,8 @@ class WorkerHalf:
         if self.program.solo:
             torch.set_num_threads(flags["threads"])
         try:
-            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-                warnings.simplefilter("ignore")
+            self.recorder.begin_lease()
+            with output.listening(self.recorder.said, flags):
                 yield losses
         finally:
             torch.Tensor.backward = backward  # type: ignore[method-assign]
@@ -263,13 +199,18 @@ class WorkerHalf:
             yield position
             return
         parameters, queued = self.roots.trainable(), [False]
+        sparse = self.roots.sparse()
 
         def average() -> None:
             queued[0] = False
             means = reduce(position[0], position[1], [p.grad for p in parameters])
             position[0] += 1
             for parameter, mean in zip(parameters, means, strict=True):
-                if mean is not None and parameter.grad is None:
+                if mean is not None and (
+                    id(parameter) in sparse or (parameter.grad is not None and parameter.grad.is_sparse)
+                ):  # its optimizer may take nothing else
+                    parameter.grad = mean.to(parameter.device).to_sparse(1)
+                elif mean is not None and parameter.grad is None:
                     parameter.grad = mean.to(parameter.device)
                 elif mean is not None:
                     parameter.grad.copy_(mean)  # type: ignore[union-attr]
@@ -298,34 +239,20 @@ def compile_body(program: Program) -> Any:
     return compile(ast.fix_missing_locations(ast.Module(body=[once], type_ignores=[])), program.filename, "exec", dont_inherit=True)
 
 
-def _described(error: BaseException) -> dict[str, Any]:
-    """An exception as data: its type's name, message and the user's own lines."""
-    frames = [
-        [frame.filename, frame.lineno or 0, frame.name]
-        for frame in traceback.extract_tb(error.__traceback__)
-        if is_user_code_name(frame.filename)
-    ]
-    kind = type(error)
-    builtin = kind.__module__ == "builtins" and getattr(builtins, kind.__name__, None) is kind
-    arguments = [a for a in error.args if is_value(a) and not isinstance(a, set)] if len(error.args) <= 4 else [str(error)]
-    return {
-        "type": kind.__name__ if builtin else f"{kind.__module__}.{kind.__qualname__}",
-        "message": str(error)[:10_000],
-        "args": arguments if len(arguments) == len(error.args) else [str(error)[:10_000]],
-        "frames": frames[-20:],
-    }
+def _track_steps(roots: Roots) -> None:
+    """Schedulers ask whether their optimizer has stepped: what they had put on its `step` doesn't travel, so it is put there again."""
 
+    def tracked(optimizer: Any) -> Any:
+        step = optimizer.step
 
-def is_user_code_name(filename: str) -> bool:
-    name = filename.replace("\\", "/")
-    return "site-packages" not in name and "/lib/python3" not in name and "depin_nb/" not in name and "<frozen" not in name
+        @functools.wraps(step)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            optimizer._opt_called = True
+            return step(*args, **kwargs)
 
+        counted._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+        return counted
 
-def _size(value: Any) -> int:
-    if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size()
-    if isinstance(value, dict):
-        return sum(_size(v) for v in value.values())
-    if isinstance(value, (list, tuple)):
-        return sum(_size(v) for v in value)
-    return int(getattr(value, "nbytes", 64))
+    for optimizer in {id(o): o for o in (getattr(s, "optimizer", None) for s in roots.schedulers.values())}.values():
+        if optimizer is not None and not hasattr(optimizer.step, "_wrapped_by_lr_sched"):
+            optimizer.step = tracked(optimizer)

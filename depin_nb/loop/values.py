@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 import functools
+import io
+import logging
 import operator
 import types
 from collections.abc import Callable
@@ -40,7 +42,22 @@ SINK_MODULES = (
     "torch.utils.tensorboard",
     "tensorboardX",
     "warnings",
+    "csv",
+    "_csv",
+    "shutil",
 )
+#: Functions of other modules that do so.
+SINK_FUNCTIONS = {
+    "numpy": {"save", "savez", "savez_compressed", "savetxt"},
+    "json": {"dump"},
+    "pickle": {"dump"},
+    "_pickle": {"dump"},
+    "joblib": {"dump"},
+    "os": {"makedirs", "mkdir", "remove", "unlink", "rename", "replace", "rmdir", "system"},
+    "posix": {"makedirs", "mkdir", "remove", "unlink", "rename", "replace", "rmdir", "system"},
+    "nt": {"makedirs", "mkdir", "remove", "unlink", "rename", "replace", "rmdir", "system"},
+    "pathlib": {"mkdir", "unlink", "rename", "replace", "rmdir", "touch", "write_text", "write_bytes", "open"},
+}
 #: Modules whose functions give another answer each time: run on the worker only, and recorded.
 IMPURE_MODULES = ("random", "time", "secrets", "uuid", "numpy.random")
 #: torch classes that are bookkeeping rather than device-side.
@@ -90,11 +107,23 @@ def is_device_type(kind: type) -> bool:
 
 
 def _is_device_type(kind: type) -> bool:
-    if issubclass(kind, (*PLAIN_TORCH, type, types.ModuleType, BaseException)):
+    if issubclass(kind, (*PLAIN_TORCH, type, types.ModuleType, BaseException)) or is_metric_type(kind):
         return False
     if any(base.__module__.startswith("torch.utils.tensorboard") for base in kind.__mro__):
         return False
     return any(base.__module__ == "torch" or base.__module__.startswith("torch.") for base in kind.__mro__)
+
+
+def is_metric_type(kind: type) -> bool:
+    """Whether instances gather figures over batches (`update`, `compute`, `reset`): bookkeeping, even if they are modules with buffers."""
+    known = _METRICS.get(kind)
+    if known is None:
+        methods = all(callable(getattr(kind, name, None)) for name in ("update", "compute", "reset"))
+        known = _METRICS[kind] = methods and not issubclass(kind, type) and kind.__module__.partition(".")[0] != "torch"
+    return known
+
+
+_METRICS: dict[type, bool] = {}
 
 
 def is_value(value: Any, depth: int = 0) -> bool:
@@ -156,13 +185,21 @@ def is_sink(function: Any) -> bool:
     if function is torch.save or (isinstance(function, types.BuiltinFunctionType) and function in (print, open, builtins.input)):
         return True
     owner = getattr(function, "__self__", None)
-    if (
-        owner is not None
-        and not isinstance(owner, types.ModuleType)
-        and within(type(owner).__module__, (*SINK_MODULES, "_io", "ipykernel"))
-    ):
+    if owner is not None and not isinstance(owner, types.ModuleType):
+        if within(type(owner).__module__, (*SINK_MODULES, "_io", "ipykernel")):
+            return True
+        if isinstance(owner, io.IOBase) and not isinstance(owner, (io.BytesIO, io.StringIO)):
+            return True
+    module = owner_module(function)
+    return within(module, SINK_MODULES) or getattr(function, "__name__", "") in SINK_FUNCTIONS.get(module.partition(".")[0], ())
+
+
+def speaks(function: Any) -> bool:
+    """Whether a sink only says something: print, a stream of Python's own, warnings, logging."""
+    owner = getattr(function, "__self__", None)
+    if isinstance(owner, logging.Logger) or function is print:
         return True
-    return within(owner_module(function), SINK_MODULES)
+    return within(owner_module(function), ("warnings", "logging")) or type(owner).__module__ == "depin_nb.loop.output"
 
 
 def stays(function: Any) -> bool:

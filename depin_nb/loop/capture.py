@@ -2,68 +2,63 @@
 
 The kernel writes programs and only workers open them; the other way nothing is ever pickled. Tensors leave the pickle: contents that
 training changes travel as the run's `State`, all others as blobs by sha256, so that a dataset reaches a worker once. Objects that
-can't or mustn't leave (open files, progress bars, writers, locks) arrive as ghosts: every use of them is silent there.
+can't or mustn't leave (open files, progress bars, writers, locks) arrive as ghosts: every use of them is silent there. What looks like
+a secret is withheld: every use of that raises.
 """
 
 from __future__ import annotations
 
 import ast
-import hashlib
 import io
 import pickle
-import socket
-import threading
-import types
-import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import cloudpickle
-import numpy as np
 import torch
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import Dataset
 
 from ..core.codec import encode
 from ..core.errors import ShipError
 from .callees import Callees
+from .culprit import culprit
+from .devices import mentioned
+from .hooks import filled_by_hooks, hooks_of
+from .labels import Labels
+from .local_modules import by_value, contents, local_modules
+from .manifest import Item, Manifest, kind_of, sorted_items
 from .objects import Roots
+from .output import surroundings
+from .packages import needed
+from .pickling import STATEFUL, Finder, Found, Scope, is_ghost, picklable
 from .program import FORMAT
+from .secrets import Withheld, redacted, without_secrets
+from .shipper import Shipper
 from .source import Opener
 from .values import Ghost
 
-_INLINE_BYTES = 4096
-_GHOST_MODULES = (
-    "tqdm",
-    "torch.utils.tensorboard",
-    "tensorboardX",
-    "ipywidgets",
-    "IPython",
-    "ipykernel",
-    "matplotlib",
-    "logging",
-    "sqlite3",
-)
-_GHOST_TYPES = (
-    io.IOBase,
-    socket.socket,
-    type(threading.Lock()),
-    type(threading.RLock()),
-    threading.Thread,
-    types.GeneratorType,
-    weakref.ref,
-)
+LOOP_DATA, DATASET = "the loop's own data", "dataset"
+_MAX_GHOSTED = 32  # parts of plain objects that can't be sent: more of them means that the object itself isn't meant to
 
 
 @dataclass
 class Shipment:
-    """A program as bytes, the blobs that it refers to, and what was left behind. `roots` are the user's own objects."""
+    """A program as bytes, the blobs that it refers to, and what was left behind. `roots` are the user's own objects.
+
+    `caveats`: sentences for the plan. `owned`: names of containers that only hooks on the worker fill. `compiled`: names of models and
+    functions that need a compiler.
+    """
 
     program: bytes
     blobs: dict[str, bytes]
     roots: Roots
     ghosts: dict[str, Any]
+    manifest: Manifest = Manifest()
+    caveats: tuple[str, ...] = ()
+    owned: tuple[str, ...] = ()
+    compiled: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -76,132 +71,6 @@ def numeric_flags() -> dict[str, Any]:
         "matmul": torch.get_float32_matmul_precision(),
         "threads": torch.get_num_threads(),
     }
-
-
-def is_ghost(value: Any) -> bool:
-    """Whether a value never leaves the notebook."""
-    if isinstance(value, (type, types.ModuleType, types.FunctionType)):
-        return False
-    if isinstance(value, (io.BytesIO, io.StringIO)):
-        return False
-    module = type(value).__module__
-    return isinstance(value, _GHOST_TYPES) or any(module == m or module.startswith(m + ".") for m in _GHOST_MODULES)
-
-
-class _Finder(cloudpickle.Pickler):
-    """A first pass over the graph: which stateful objects are in it, outermost first."""
-
-    def __init__(self, space: dict[str, Any], env: dict[str, Any]) -> None:
-        super().__init__(_Sink(), protocol=5)
-        self.globals_ref[id(space)] = env
-        self.found: dict[int, Any] = {}
-        self.leaves: dict[int, torch.Tensor] = {}
-
-    def persistent_id(self, obj: Any) -> Any:
-        if isinstance(obj, torch.Tensor):
-            if obj.is_leaf and obj.requires_grad and not isinstance(obj, torch.nn.Parameter):
-                self.leaves[id(obj)] = obj
-            return 0
-        if isinstance(obj, np.ndarray) and obj.dtype.kind in "biufc":
-            return 0
-        if is_ghost(obj):
-            return 0
-        if isinstance(obj, (torch.nn.Module, Optimizer, LRScheduler, GradScaler)):
-            self.found.setdefault(id(obj), obj)
-        return None
-
-    def reducer_override(self, obj: Any) -> Any:
-        reduced = _reduce_optimizer(obj)
-        return reduced if reduced is not None else super().reducer_override(obj)
-
-
-class _Sink(io.RawIOBase):
-    """Takes bytes and drops them."""
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        return memoryview(data).nbytes
-
-
-class _Shipper(cloudpickle.Pickler):
-    """The second pass: writes the graph, with tensors, arrays and ghosts by reference."""
-
-    def __init__(self, file: io.BytesIO, space: dict[str, Any], env: dict[str, Any], mutable: set[int]) -> None:
-        super().__init__(file, protocol=5)
-        self.globals_ref[id(space)] = env
-        self.mutable = mutable  # ids of tensors whose contents travel as State
-        self.kept: list[Any] = []
-        self.tensors: dict[int, int] = {}
-        self.table: list[dict[str, Any]] = []
-        self.blobs: dict[str, bytes] = {}
-        self.arrays: dict[int, int] = {}
-
-    def persistent_id(self, obj: Any) -> Any:
-        if isinstance(obj, torch.Tensor):
-            return "tensor", self._tensor(obj)
-        if isinstance(obj, np.ndarray) and obj.dtype.kind in "biufc" and obj.nbytes > _INLINE_BYTES and type(obj) is np.ndarray:
-            return "array", self._array(obj)
-        if isinstance(obj, torch.device):
-            return "device", obj.type, obj.index
-        if is_ghost(obj):
-            return "ghost", type(obj).__name__
-        return None
-
-    def reducer_override(self, obj: Any) -> Any:
-        reduced = _reduce_optimizer(obj)
-        return reduced if reduced is not None else super().reducer_override(obj)
-
-    def _blob(self, data: bytes) -> str:
-        digest = hashlib.sha256(data).hexdigest()
-        self.blobs[digest] = data
-        return digest
-
-    def _array(self, array: np.ndarray) -> int:
-        if id(array) not in self.arrays:
-            self.kept.append(array)
-            self.arrays[id(array)] = len(self.table)
-            self.table.append({"array": self._blob(encode(array))})
-        return self.arrays[id(array)]
-
-    def _tensor(self, tensor: torch.Tensor) -> int:
-        if id(tensor) in self.tensors:
-            return self.tensors[id(tensor)]
-        self.kept.append(tensor)
-        index = self.tensors[id(tensor)] = len(self.table)
-        entry: dict[str, Any] = {
-            "dtype": str(tensor.dtype).removeprefix("torch."),
-            "shape": list(tensor.shape),
-            "grad": tensor.requires_grad and tensor.is_leaf,
-            "parameter": isinstance(tensor, torch.nn.Parameter),
-            "device": tensor.device.type,
-        }
-        self.table.append(entry)
-        if id(tensor) in self.mutable:
-            return index
-        value = tensor.detach()
-        if value.layout is not torch.strided:
-            raise ShipError(f"a tensor of layout {value.layout} can't be sent", kind="tensor", hint="Keep it dense between loops.")
-        entry["blob"] = self._blob(encode(value))
-        return index
-
-
-def _reduce_optimizer(obj: Any) -> Any:
-    """`Optimizer.__getstate__` drops attributes (LBFGS breaks): its `__dict__` travels, without a scheduler's patch and without hooks."""
-    if not isinstance(obj, Optimizer):
-        return None
-    dropped = {"step"}
-    state = {k: v for k, v in obj.__dict__.items() if k not in dropped and not k.endswith("_hooks")}
-    return _bare, (type(obj),), state, None, None, _restore_optimizer
-
-
-def _bare(kind: Any) -> Any:
-    return kind.__new__(kind)
-
-
-def _restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    Optimizer.__setstate__(optimizer, state)
 
 
 def ship(
@@ -218,77 +87,131 @@ def ship(
     grads: bool,
     facts: dict[str, Any],
     shared: bool,
+    tensors: Iterable[torch.Tensor] = (),
+    send: Iterable[str] = (),
 ) -> Shipment:
     """One program from the names that the worker half reads. `space` is the globals of the user's functions; `shared`: the loop
-    stands in a cell, so those globals are its own names too.
+    stands in a cell, so those globals are its own names too. `facts["stepped"]`: schedulers, or their labels. `tensors`: those beside
+    the models that the body changes in place, as far as its text tells. `send`: names that travel although they look like secrets.
 
     Raises ShipError naming what can't leave. Nothing of the user's is changed.
     """
-    names = dict(names)
-    ghosts = _set_ghosts(names, space, opener)
+    modules = local_modules()
     env = dict(names)
-    globals_ = env if shared else {"__name__": "__main__"}
-    finder = _Finder(space, globals_)
-    try:
-        finder.dump((env, opener))
-    except Exception as error:
-        raise _unshippable(error, "the loop's names") from error
-    roots = _label(finder, names, space)
-    roots.carried, roots.grads = carried, grads
-    mutable = {id(t) for _, _, t in roots.slots()}
-    for optimizer in roots.optimizers.values():
-        mutable.update(id(v) for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor))
-    file = io.BytesIO()
-    shipper = _Shipper(file, space, env if shared else {"__name__": "__main__"}, mutable)
-    labels = [roots.modules, roots.optimizers, roots.schedulers, roots.scalers, roots.tensors]
-    try:
-        shipper.dump((env, opener, labels))
-    except ShipError:
-        raise
-    except Exception as error:
-        raise _unshippable(error, "the loop's names") from error
+    scope = Scope(space, env if shared else {"__name__": "__main__"}, modules, frozenset(send))
+    with by_value(modules):
+        found = Found()
+        ghosts, items = _look(env, scope, found, opener)
+        parts = _modules(scope, found, loop)
+        labels = Labels(names, space)
+        roots = _roots(found, labels, tensors)
+        roots.carried, roots.grads = carried, grads
+        mutable = {id(t) for _, _, t in roots.slots()}
+        for optimizer in roots.optimizers.values():
+            mutable.update(id(v) for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor))
+        kept = {id(names[n]) for n in facts.get("accumulators", ()) if n in names}
+        roots.watched = {labels.of(t): t for key, t in found.tensors.items() if key not in mutable and key not in kept and t.is_leaf}
+        hooks = hooks_of(found.tensors.values())
+        owned = filled_by_hooks(roots.modules.values(), {n: v for n, v in names.items() if n in env and n not in ghosts})
+        file = io.BytesIO()
+        shipper = Shipper(file, scope, found, mutable)
+        held = [roots.modules, roots.optimizers, roots.schedulers, roots.scalers, roots.tensors, roots.watched]
+        try:
+            shipper.dump((env, opener, held, parts, hooks))
+        except ShipError:
+            raise
+        except Exception as error:
+            raise _unshippable(error, "the loop's names") from error
+    packages = needed(found.roots - {name.split(".")[0] for name in modules})
     program = encode(
         {
             "format": FORMAT,
             "graph": file.getvalue(),
             "table": shipper.table,
-            "loop": pickle.dumps(loop),
+            "loop": pickle.dumps(without_secrets(loop)),
             "filename": filename,
-            "sources": [[*key, source] for key, source in callees.sources.items()],
-            "flags": numeric_flags(),
+            "sources": [[*key, redacted(source)] for key, source in callees.sources.items()],
+            "flags": {**numeric_flags(), **surroundings()},
             "carried": list(carried),
             "grads": grads,
             "solo": solo,
             "first": first,
-            "facts": facts,
+            "facts": {**facts, "stepped": [n for n, s in roots.schedulers.items() if any(o is s or o == n for o in facts["stepped"])]},
+            "packages": packages,
+            "owned": sorted(owned),
+            "devices": sorted(found.devices | mentioned(found.texts, found.used, loop)),
         }
     )
-    return Shipment(program, shipper.blobs, roots, ghosts)
+    withheld = tuple(dict.fromkeys(scope.withheld.values()))
+    stays = tuple(f"{name} ({type(value).__name__})" for name, value in ghosts.items()) + tuple(dict.fromkeys(scope.ghosted.values()))
+    compiled = [f"{labels.known(key) or 'a model'} ({backend})" for key, backend in found.compiled.items()]
+    return Shipment(
+        program,
+        shipper.blobs,
+        roots,
+        ghosts,
+        Manifest(sorted_items(items), withheld, stays, tuple(packages.items())),
+        _caveats(found, labels, frozenset(facts["stored"])),
+        tuple(owned),
+        tuple(c for c in dict.fromkeys(compiled) if "inductor" in c),
+    )
 
 
-def _set_ghosts(names: dict[str, Any], space: dict[str, Any], opener: Opener) -> dict[str, Any]:
-    """Replaces, by name, what can't be pickled at all; stateful objects that can't are an error with their name."""
+def _look(env: dict[str, Any], scope: Scope, found: Found, opener: Opener) -> tuple[dict[str, Any], list[Item]]:
+    """Looks at every name by itself; replaces in `env` what stays, so that the rest can be written. Returns what stays, and the items."""
     ghosts: dict[str, Any] = {}
-    for name, value in names.items():
+    items: list[Item] = []
+    finder = Finder(scope, found)
+    finder._secrets(env)
+    for name, value in list(env.items()):
         if is_ghost(value):
-            ghosts[name] = value
+            ghosts[name], env[name] = value, Ghost(name)
             continue
-        if isinstance(value, (int, float, str, bool, type(None), types.ModuleType, torch.Tensor)):
-            continue
-        finder = _Finder(space, {})
+        finder.at = name
         try:
-            finder.dump(value)
+            nbytes = finder.look(value)
         except Exception as error:
-            if finder.found or isinstance(value, (torch.utils.data.Dataset, types.FunctionType, type)):
-                raise _unshippable(error, f"`{name}`", name, type(value).__name__) from error
-            ghosts[name] = value
-    for name in ghosts:
-        names[name] = Ghost(name)
+            let_go = _let_go(name, value, scope, error)
+            finder = Finder(scope, found, name)  # the other's memo holds what it didn't finish
+            if let_go:
+                nbytes = finder.look(value)
+            else:
+                ghosts[name], env[name] = value, Ghost(name)
+                continue
+        if id(value) in scope.withheld:
+            env[name] = Withheld(scope.withheld[id(value)])
+        else:
+            items.append(Item(name, kind_of(value, scope.modules), nbytes))
+    finder.at = ""
     try:
-        _Finder(space, {}).dump(opener)
+        nbytes = finder.look(opener)
     except Exception as error:
-        raise _unshippable(error, "the loader's dataset or collate_fn") from error
-    return ghosts
+        found_at = culprit(opener, lambda part: picklable(part, scope) is not None)
+        raise _unshippable(error, f"the loader's {found_at.path.removeprefix('.')}") from error
+    within = Found()
+    Finder(scope, within).look(opener)
+    items.append(Item(LOOP_DATA, DATASET if within.data or within.tensors or within.arrays else "values", nbytes))
+    return ghosts, items
+
+
+def _let_go(name: str, value: Any, scope: Scope, error: Exception) -> bool:
+    """Makes ghosts of the parts of a plain object that can't be sent; False when the object as a whole can't.
+
+    Raises ShipError with the path to the part when it belongs to something that trains, loads or computes.
+    """
+    for _ in range(_MAX_GHOSTED):
+        at = culprit(value, lambda part: picklable(part, scope) is not None)
+        needed_by = next((o for o in (*at.owners, at.value) if isinstance(o, (*STATEFUL, Dataset, type))), None)
+        if needed_by is not None or not at.owners:
+            if needed_by is not None or isinstance(value, (Dataset, type)) or callable(value):
+                raise _unshippable(error, f"`{name}{at.path}`", name, type(at.value).__name__) from error
+            return False
+        scope.let_go(at.value, f"{name}{at.path} ({type(at.value).__name__})")
+        again = picklable(value, scope)
+        if again is None:
+            return True
+        error = again
+    return False
 
 
 def _unshippable(error: Exception, what: str, name: str = "", kind: str = "") -> ShipError:
@@ -300,32 +223,52 @@ def _unshippable(error: Exception, what: str, name: str = "", kind: str = "") ->
     )
 
 
-def _label(finder: _Finder, names: dict[str, Any], space: dict[str, Any]) -> Roots:
-    """Names every root as the user does; submodules belong to their outermost module."""
-    by_id = {id(v): n for n, v in space.items() if not n.startswith("_")}
-    by_id.update({id(v): n for n, v in names.items()})
-    roots, used = Roots(), set()
-    inner = {id(child) for m in finder.found.values() if isinstance(m, torch.nn.Module) for child in m.modules() if child is not m}
+def _modules(scope: Scope, found: Found, loop: ast.For) -> dict[str, dict[str, Any]]:
+    """What the user's own modules hold that the program mentions, for each module that is used as an object."""
+    mentioned_names = {n.attr for n in ast.walk(loop) if isinstance(n, ast.Attribute)}
+    parts: dict[str, dict[str, Any]] = {}
+    while True:
+        before = len(found.modules), len(found.used)
+        for name, module in list(found.modules.items()):
+            parts.setdefault(name, {})
+            for key, value in contents(module, mentioned_names | found.used).items():
+                if key in parts[name]:
+                    continue
+                parts[name][key] = Ghost(key)
+                finder = Finder(scope, found, key)
+                finder._secrets({key: value})
+                if not is_ghost(value) and picklable(value, scope) is None:
+                    finder.look(value)
+                    parts[name][key] = value
+        if before == (len(found.modules), len(found.used)):
+            return parts
 
-    def label(obj: Any) -> str:
-        base = by_id.get(id(obj), type(obj).__name__.lower())
-        name, count = base, 1
-        while name in used:
-            count += 1
-            name = f"{base}#{count}"
-        used.add(name)
-        return name
 
-    for obj in finder.found.values():
+def _roots(found: Found, labels: Labels, tensors: Iterable[torch.Tensor]) -> Roots:
+    """Every root under the user's name for it; submodules belong to their outermost module."""
+    roots = Roots()
+    inner = {id(child) for m in found.stateful.values() if isinstance(m, torch.nn.Module) for child in m.modules() if child is not m}
+    for obj in found.stateful.values():
         if isinstance(obj, torch.nn.Module):
             if id(obj) not in inner:
-                roots.modules[label(obj)] = obj
+                roots.modules[labels.of(obj)] = obj
         elif isinstance(obj, Optimizer):
-            roots.optimizers[label(obj)] = obj
+            roots.optimizers[labels.of(obj)] = obj
         elif isinstance(obj, GradScaler):
-            roots.scalers[label(obj)] = obj
+            roots.scalers[labels.of(obj)] = obj
         else:
-            roots.schedulers[label(obj)] = obj
-    for leaf in finder.leaves.values():
-        roots.tensors[label(leaf)] = leaf
+            roots.schedulers[labels.of(obj)] = obj
+    known = {id(t) for _, _, t in roots.slots()}
+    changed = {id(t): t for t in tensors if id(t) in found.tensors and id(t) not in known}
+    for leaf in {**found.leaves, **changed}.values():
+        roots.tensors[labels.of(leaf)] = leaf
     return roots
+
+
+def _caveats(found: Found, labels: Labels, stored: frozenset[str]) -> tuple[str, ...]:
+    """Sentences for the plan. A name that the loop assigns itself loses nothing that matters."""
+    said = []
+    for tensor in [t for key, t in found.detached.items() if labels.known(key) not in stored][:3]:
+        name = labels.known(id(tensor)) or f"a tensor of shape {tuple(tensor.shape)}"
+        said.append(f"`{name}` was computed before the loop: it arrives without that history, so no gradient flows back through it")
+    return tuple(said)

@@ -14,14 +14,19 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..core.codec import can_encode
+from ..core.codec import can_encode, decode, encode
 from ..core.errors import ReplayError
 from ..core.state import BUFFER, CARRIED, COUNTER, INNER, PARAM, RNG, STEP, State
+from . import beside
+from .carry import read_carried, write_carried
 
 
 @dataclass
 class Roots:
-    """The stateful objects of a program by label, in the same order on both sides, and the names of tensors carried between iterations."""
+    """The stateful objects of a program by label, in the same order on both sides, and the names of tensors carried between iterations.
+
+    `watched`: tensors that are no part of these; what a solo worker changes in place among them comes back too. `marks`: on a worker.
+    """
 
     modules: dict[str, torch.nn.Module] = field(default_factory=dict)
     optimizers: dict[str, Optimizer] = field(default_factory=dict)
@@ -30,6 +35,23 @@ class Roots:
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     carried: tuple[str, ...] = ()
     grads: bool = False
+    watched: dict[str, torch.Tensor] = field(default_factory=dict)
+    marks: beside.Marks | None = None
+
+    def mark(self) -> None:
+        """Notes how things stand as the program was opened: what differs from that is read."""
+        self.marks = beside.mark(self.modules, self.watched)
+
+    def beside(self) -> dict[str, Any]:
+        """What differs from the mark beside weights and buffers: attributes and watched tensors, as copies."""
+        if self.marks is None:
+            return {}
+        tensors = {f"tensors/{k}": t.detach().clone() for k, t in beside.changed_tensors(self.watched, self.marks).items()}
+        return {**beside.read(self.modules, self.marks), **tensors}
+
+    def kept_beside(self, before: dict[str, Any]) -> list[str]:
+        """What another, equal iteration changed again, in plain words: it is handed from one iteration to the next."""
+        return beside.kept(before, self.beside())
 
     # --- slots -----------------------------------------------------------------------------------
 
@@ -48,10 +70,15 @@ class Roots:
         for label, tensor in self.tensors.items():
             if id(tensor) not in seen:
                 seen.add(id(tensor))
-                yield label, PARAM if tensor.is_floating_point() else COUNTER, tensor
+                yield label, PARAM if tensor.requires_grad else BUFFER if tensor.is_floating_point() else COUNTER, tensor
 
     def trainable(self) -> list[torch.Tensor]:
         return [t for _, kind, t in self.slots() if kind == PARAM and t.requires_grad]
+
+    def sparse(self) -> set[int]:
+        """Ids of parameters whose gradients are sparse: embeddings that were made so."""
+        parts = (part for module in self.modules.values() for part in module.modules() if getattr(part, "sparse", False) is True)
+        return {id(parameter) for part in parts for parameter in part.parameters(recurse=False)}
 
     # --- reading -----------------------------------------------------------------------------------
 
@@ -66,7 +93,7 @@ class Roots:
         for slot, kind, tensor in self.slots():
             put(slot, kind, tensor)
             if (self.grads if grads is None else grads) and tensor.grad is not None:
-                put(f"{slot}.grad", CARRIED, tensor.grad)
+                _read_grad(slot, tensor.grad, put)
         for label, optimizer in self.optimizers.items():
             self._read_optimizer(label, optimizer, put, state.plain)
         for label, scheduler in self.schedulers.items():
@@ -75,10 +102,12 @@ class Roots:
             state.plain[label] = scaler.state_dict()
         for label, module in self.modules.items():
             state.plain[f"{label}/training"] = [part.training for part in module.modules()]
+        if self.marks is not None:
+            state.plain.update(beside.read(self.modules, self.marks))
         if rng:
-            for name in self.carried:
-                if isinstance(env.get(name), torch.Tensor):
-                    put(f"names/{name}", CARRIED, env[name])
+            for label, tensor in beside.changed_tensors(self.watched, self.marks).items() if self.marks is not None else ():
+                put(f"tensors/{label}", CARRIED, tensor)
+            read_carried(env, self.carried, put, state)
             put("rng/torch", RNG, torch.get_rng_state())
             state.plain["rng/python"] = random.getstate()
             state.plain["rng/numpy"] = tuple(np.random.get_state())
@@ -109,12 +138,17 @@ class Roots:
             for slot, tensor in known.items():
                 if slot in state.tensors:
                     tensor.copy_(state.tensors[slot])
-                grad = state.tensors.get(f"{slot}.grad")
-                if grad is not None:
-                    tensor.grad = grad.to(tensor.device, copy=True)
+                grad = _written_grad(slot, tensor, state)
+                if grad is not None or self.grads:  # where gradients travel, one that isn't there was cleared
+                    tensor.grad = grad
+            for label, tensor in self.watched.items():
+                new = state.tensors.get(f"tensors/{label}")
+                if new is not None and new.shape == tensor.shape:
+                    tensor.copy_(new)
         for label, optimizer in self.optimizers.items():
             _write_optimizer(label, optimizer, state)
-            optimizer._opt_called = True  # type: ignore[attr-defined]  # it has stepped, on a worker: schedulers ask for it
+            if not rng:  # a worker that is in order sees for itself; elsewhere it has stepped, on a worker: schedulers ask for it
+                optimizer._opt_called = True  # type: ignore[attr-defined]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for label, scheduler in self.schedulers.items():
@@ -126,11 +160,30 @@ class Roots:
         for label, module in self.modules.items():
             for part, training in zip(module.modules(), state.plain.get(f"{label}/training", ()), strict=False):
                 part.training = bool(training)
+        beside.write(self.modules, state.plain, self.marks)
         if rng:
-            for name in self.carried:
-                if f"names/{name}" in state.tensors:
-                    env[name] = state.tensors[f"names/{name}"].clone()
+            write_carried(env, self.carried, state)
             write_rng(state)
+
+
+def _read_grad(slot: str, grad: torch.Tensor, put: Any) -> None:
+    """A gradient by its own slot; a sparse one by two, as it is."""
+    if grad.is_sparse:
+        grad = grad.coalesce()
+        put(f"{slot}.grad.indices", CARRIED, grad.indices())
+        put(f"{slot}.grad.values", CARRIED, grad.values())
+    else:
+        put(f"{slot}.grad", CARRIED, grad)
+
+
+def _written_grad(slot: str, tensor: torch.Tensor, state: State) -> torch.Tensor | None:
+    grad, indices, values = (state.tensors.get(f"{slot}.grad{part}") for part in ("", ".indices", ".values"))
+    if indices is not None and values is not None:
+        try:
+            return torch.sparse_coo_tensor(indices, values, tensor.shape, device=tensor.device, is_coalesced=True, check_invariants=True)
+        except (RuntimeError, ValueError) as error:
+            raise ReplayError(f"the gradient of {slot} is malformed", detail=f"{slot}: {error}") from None
+    return None if grad is None else grad.to(tensor.device, copy=True)
 
 
 def write_rng(state: State) -> None:
@@ -175,7 +228,8 @@ def _write_optimizer(label: str, optimizer: Optimizer, state: State) -> None:
                 optimizer.state[parameter][key] = tensor.to(device, copy=True)
     for index, values in state.plain.get(f"{label}/state", {}).items():
         if isinstance(index, int) and index < len(parameters):
-            optimizer.state[parameters[index]].update(values)
+            # a copy: LBFGS changes its lists in place, and the probe must not change what is sent after it
+            optimizer.state[parameters[index]].update(decode(encode(values)))
     for group, values in zip(optimizer.param_groups, state.plain.get(f"{label}/groups", ()), strict=False):
         group.update({k: _like(group.get(k), v) for k, v in values.items() if k != "params"})
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..core.lease import StrategyConfig
+from ..loop.manifest import Manifest
 from ..metering.estimate import EstimateRow
+
+SHOWN_ITEMS = 8
+_BASIC = ("torch", "numpy")  # every worker has them: they are named after the others
 
 
 @dataclass(frozen=True)
 class Plan:
     """`where`: the loop and its line. `program_bytes` and `blob_bytes` go to each worker once, `state_bytes` each version down,
-    `change_bytes` each lease up. `rows`: the same work elsewhere, side by side; every figure tagged.
+    `change_bytes` each lease up, `unit_bytes` each iteration's share of the data down. `lacking`: what keeps workers out of the run.
+    `rows`: the same work elsewhere, side by side; every figure tagged.
     """
 
     where: str
@@ -30,29 +35,97 @@ class Plan:
     ships: tuple[str, ...]
     caveats: tuple[str, ...]
     rows: tuple[EstimateRow, ...]
+    unit_bytes: int = 0
+    data: str = ""
+    lacking: tuple[str, ...] = ()
+    manifest: Manifest = field(default_factory=Manifest)
+
+    def headline(self) -> str:
+        """The plan in one line."""
+        return f"{self.where} -> {self._count()} on {self._who()}, {self.strategy.name}: {self.reason}"
 
     def facts(self) -> list[tuple[str, str]]:
         """The plan as (heading, sentence), the most important first."""
-        count = "an unknown number of" if self.iterations is None else f"{self.iterations:,}"
-        workers = "1 worker" if self.strategy.solo or self.workers == 1 else f"{self.workers} workers"
-        once, down, up = size(self.program_bytes + self.blob_bytes), size(self.state_bytes), size(self.change_bytes)
         facts = [
-            ("Loop", f"{self.where} -> {count} iterations on {workers}"),
+            ("Loop", f"{self.where} -> {self._count()} on {self._who()}"),
+            ("Shared out", self._shared()),
             ("Strategy", f"{self.strategy.name}: {self.reason}"),
             ("On the worker", ", ".join(self.ships) or "nothing"),
             ("Stays here", ", ".join(("prints and bookkeeping", *self.stays))),
-            ("Sent", f"{once} to each worker once; a version down {down}; a lease's change up about {up}"),
+            ("Data", self.data),
+            ("Sent once", f"{size(self.program_bytes + self.blob_bytes)} to each worker: {self._largest()}"),
+            ("Each lease", self._lease()),
+            ("Packages", self._packages()),
+            ("Withheld", self._withheld()),
+            ("Left out", "; ".join(self.lacking)),
             ("One iteration", f"{self.flops_per_iteration / 1e6:,.2f} MFLOP, {self.seconds_per_iteration * 1e3:.1f} ms here"),
         ]
-        return facts + [("Note", caveat) for caveat in self.caveats]
+        return [(heading, sentence) for heading, sentence in facts if sentence] + [
+            ("Note", caveat) for caveat in self.caveats if caveat != self.data
+        ]
+
+    def notices(self) -> list[str]:
+        """What a user should know while it runs."""
+        withheld = [f"withheld: {self._withheld()}"] if self.manifest.withheld else []
+        return [*self.caveats, *withheld, *(f"left out: {sentence}" for sentence in self.lacking)]
+
+    def items(self) -> list[tuple[str, str, str]]:
+        """(name, kind, size) of what leaves this machine, the largest first; many small ones summed up."""
+        shown, others = self.manifest.largest(SHOWN_ITEMS)
+        return [(i.name, i.kind, size(i.nbytes)) for i in (*shown, *([others] if others is not None else []))]
 
     def text(self) -> str:
         facts = [f"{heading + ':':<15}{sentence}" for heading, sentence in self.facts()]
         rows = [f"  {row.text()}" for row in self.rows]
-        return "\n".join([*facts, *(["For one pass of this loop (nothing was spent):"] if rows else []), *rows])
+        items = self.items()
+        wide = [max((len(item[column]) for item in items), default=0) for column in range(3)]
+        sent = [f"  {name:<{wide[0]}}  {kind:<{wide[1]}}  {nbytes:>{wide[2]}}" for name, kind, nbytes in items]
+        return "\n".join(
+            [
+                *facts,
+                *(["What leaves this machine:", *sent] if sent else []),
+                *(["For one pass of this loop (nothing was spent):"] if rows else []),
+                *rows,
+            ]
+        )
 
     def __repr__(self) -> str:
         return self.text()
+
+    # --- sentences -----------------------------------------------------------------------------------
+
+    @property
+    def _alone(self) -> bool:
+        return self.strategy.solo or self.workers == 1
+
+    def _count(self) -> str:
+        return "an unknown number of iterations" if self.iterations is None else f"{self.iterations:,} iterations"
+
+    def _who(self) -> str:
+        return "1 worker" if self._alone else f"{self.workers} workers"
+
+    def _shared(self) -> str:
+        if self._alone:
+            return "nothing: one worker runs every iteration in the loop's order"
+        if self.strategy.name == "sync":
+            return f"the iterations, {self.workers} at a time: each worker takes one of every {self.workers}"
+        return f"the iterations: each worker takes about {self.strategy.inner_steps} in a row, then all are merged"
+
+    def _lease(self) -> str:
+        down = f"{size(self.unit_bytes)} an iteration and a version of {size(self.state_bytes)} down"
+        return f"{down}; its change, about {size(self.change_bytes)}, up"
+
+    def _largest(self) -> str:
+        sent = [f"{item.name} {size(item.nbytes)}" for item in self.manifest.items[:2] if item.nbytes > self.manifest.nbytes // 4]
+        return ", ".join([*sent, f"program {size(self.program_bytes)}"])
+
+    def _packages(self) -> str:
+        named = sorted(self.manifest.packages, key=lambda package: (package[0] in _BASIC, package[0]))
+        return ", ".join(f"{name} {version}" for name, version in named)
+
+    def _withheld(self) -> str:
+        names = ", ".join(self.manifest.withheld)
+        return f"{names}: looks like a secret, so it stays here; --send NAME lets it travel" if names else ""
 
 
 def size(count: int) -> str:

@@ -25,6 +25,7 @@ class DevicePrice:
     per_tflop: Amount  # DPN
     simulated: bool
     source: str
+    sustained_tflops: float = 0.0  # TFLOP/s, for work that is paid by time; 0 = not known
 
     def text(self) -> str:
         """For people: `0.15 DPN/TFLOP (simulated)`, or `free`."""
@@ -123,7 +124,13 @@ def load(name: str = CATALOG) -> PriceBook:
 def from_dict(data: Mapping[str, Any]) -> PriceBook:
     """A PriceBook from a catalog's JSON. Raises KeyError, ValueError or TypeError when it is malformed."""
     devices = {
-        profile: DevicePrice(profile, Amount(row["dpn_units_per_tflop"], DPN), bool(row["simulated"]), str(row["source"]))
+        profile: DevicePrice(
+            profile,
+            Amount(row["dpn_units_per_tflop"], DPN),
+            bool(row["simulated"]),
+            str(row["source"]),
+            float(row.get("sustained_tflops", 0.0)),
+        )
         for profile, row in data["devices"].items()
     }
     instances = tuple(

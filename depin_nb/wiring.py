@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from .core import config
 from .core.amount import Amount, parse
-from .core.errors import NoHub, UsageError
+from .core.errors import NoHub, NoSuchRun, UsageError
 
 if TYPE_CHECKING:
     from .ledger.verify import VerifyReport
     from .session import Run, Session
+    from .session.detached import DetachedRun
 
 BACKENDS = ("local", "depin")
 _DEFAULT_WORKERS = {"local": 2, "depin": 4}
@@ -82,37 +83,47 @@ def runs() -> list[dict[str, Any]]:
     from dataclasses import asdict
 
     from .hub.journal import Journal
+    from .hub.orphaned import orphaned
 
     if not config.journal_file().exists():
         return []
     journal = Journal(config.journal_file(), writing=False)
     try:
-        return [asdict(row) for row in journal.runs()]
+        return [asdict(orphaned(row)) for row in journal.runs()]
     finally:
         journal.close()
 
 
 def attach(run_id: str) -> Run:
-    """A run from the journal: metrics and weights of what was merged. Raises NoSuchRun."""
-    from .core.status import Status
-    from .hub.journal import Journal
-    from .session import Run
-    from .session.session import newest_kept
+    """A run from the journal: metrics and weights of what was merged; a detached one can be followed and bound. Raises NoSuchRun."""
+    from .hub.folders import RunFolder
+    from .hub.launch import find_hub
+    from .session.journalled import journalled
+    from .session.sending import held
 
-    journal = Journal(config.journal_file(), writing=False)
-    try:
-        row = journal.run(run_id)
-    finally:
-        journal.close()
-    if row.summary is not None:
-        status = Status.from_dict(row.summary)
-    else:
-        status = Status(
-            run_id=row.run_id, name=row.name, state=row.state, strategy=row.strategy, where=row.where, backend=row.backend,
-            simulated=row.backend == "depin", started_at=row.started_at, iterations_done=sum(m.iterations for m in row.merges),
-            samples_done=sum(m.samples for m in row.merges), merges=len(row.merges), loss=row.losses[-200:],
-        )  # fmt: skip
-    return Run(run_id, status, lambda: newest_kept(run_id), losses=row.losses)
+    if not RunFolder(run_id).exists():
+        return journalled(run_id)
+    return held(current() if find_hub() is not None else None, run_id)
+
+
+def lives() -> bool:
+    """Whether a hub runs."""
+    from .hub.launch import find_hub
+
+    return find_hub() is not None
+
+
+def detached(run_id: str | None = None) -> DetachedRun:
+    """A detached run, without an id the newest. Raises NoSuchRun for one that isn't."""
+    from .hub.folders import RunFolder
+    from .session.detached import DetachedRun
+
+    wanted = run_id or next((row["run_id"] for row in runs() if RunFolder(row["run_id"]).exists()), None)
+    found = attach(wanted) if wanted is not None else None
+    if not isinstance(found, DetachedRun):
+        what = "there is no detached run" if wanted is None else f"{wanted} wasn't detached"
+        raise NoSuchRun(what, run_id=wanted or "", hint="`%%depin train --detach` on top of a cell makes one.")
+    return found
 
 
 def verify(run_id: str) -> VerifyReport:

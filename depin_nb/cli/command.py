@@ -113,6 +113,44 @@ def run_info(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def attach(arguments: argparse.Namespace) -> int:
+    """Exit code 0 when the run has ended well, 1 when not."""
+    from .. import wiring
+    from ..core.errors import NoSuchRun
+    from ..session.detached import DetachedRun
+
+    newest = arguments.run or next((row["run_id"] for row in wiring.runs()), None)
+    if newest is None:
+        raise NoSuchRun("the journal has no run yet", run_id="")
+    run, shown = wiring.attach(newest), ""
+    for status in run.watch() if isinstance(run, DetachedRun) else [run.status]:
+        if (line := tables.progress(status)) != shown:
+            print(line, flush=True)
+            shown = line
+    return int(run.state != "finished")
+
+
+def logs(arguments: argparse.Namespace) -> int:
+    from .. import wiring
+
+    run = wiring.detached(arguments.run)
+    for text in run.follow() if arguments.follow else [run.logs()]:
+        print(text, end="", flush=True)
+    return 0
+
+
+def stop(arguments: argparse.Namespace) -> int:
+    from .. import wiring
+
+    session = wiring.current()
+    try:
+        status = session.control(arguments.run, "stop")
+    finally:
+        session.close()
+    _show(arguments, status.to_dict(), lambda: tables.progress(status))
+    return 0
+
+
 def ledger(arguments: argparse.Namespace) -> int:
     return {"verify": verify, "show": show}[arguments.ledger](arguments)
 
@@ -172,6 +210,9 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "status": status,
     "scale": scale,
     "runs": runs,
+    "attach": attach,
+    "logs": logs,
+    "stop": stop,
     "run-info": run_info,
     "ledger": ledger,
     "doctor": doctor,

@@ -73,6 +73,15 @@ def parser() -> Parser:
     scale.add_argument("count", type=_count, metavar="N")
     scale.add_argument("--backend", choices=BACKENDS, default="local", help="which kind (default: local)")
     add("runs", "list the runs of the journal, newest first")
+    for name, text in (
+        ("attach", "show a run until it ends; Ctrl-C leaves it running"),
+        ("logs", "print what a detached run has printed"),
+        ("stop", "end a run with the weights of its last merge"),
+    ):
+        added = add(name, text, json=name == "stop")
+        added.add_argument("run", nargs="?", metavar="RUN", help="without it, the newest")
+        if name == "logs":
+            added.add_argument("--follow", action="store_true", help="go on until the run ends")
     info = add("run-info", "show one run: what it did, cost and learned")
     info.add_argument("run", metavar="RUN")
     ledger = add("ledger", "payouts of a run", json=False).add_subparsers(dest="ledger", metavar="ACTION", required=True)

@@ -59,6 +59,13 @@ def active(statuses: Sequence[Mapping[str, Any]]) -> str:
     return columns(rows, ["run", "name", "state", "iterations", "loss", "spent", "budget"], right=[3, 4]) if rows else "no runs"
 
 
+def progress(run: Status) -> str:
+    """A run in one line."""
+    done = f"{run.iterations_done}/{run.iterations_total}" if run.iterations_total else str(run.iterations_done)
+    loss = f"  loss {run.loss[-1][1]:.4g}" if run.loss else ""
+    return f"{run.run_id}  {run.state}  {done} iterations{loss}  {run.spent} spent"
+
+
 def journal(rows: Sequence[Mapping[str, Any]]) -> str:
     """The journal's runs."""
     table = []
@@ -70,7 +77,7 @@ def journal(rows: Sequence[Mapping[str, Any]]) -> str:
             [
                 row["run_id"],
                 row["name"],
-                row["state"],
+                row["state"] + (", can be resumed" if row.get("resumable") else ""),
                 row["strategy"].partition(":")[0],
                 row["backend"] + devices,
                 when(row["started_at"]),
@@ -87,7 +94,8 @@ def run(row: Mapping[str, Any]) -> str:
     took = None if row["ended_at"] is None else row["ended_at"] - row["started_at"]
     lines = [
         ("run", f"{row['run_id']}  {row['name']}"),
-        ("state", row["state"] + (f": {row['message']}" if row["message"] else "")),
+        ("state", row["state"] + (f": {row['message']}" if row["message"] else "") + (", can be resumed" if row.get("resumable") else "")),
+        ("continues", row.get("continues") or "-"),
         ("where", row["where"]),
         ("strategy", row["strategy"]),
         ("backend", row["backend"] + (" (simulated)" if summary.get("simulated") else "")),

@@ -60,6 +60,24 @@ class ShipError(LoopError):
     """A name that the worker half reads can't be sent. Fields: name (str), kind (str)."""
 
 
+class WithheldError(ShipError):
+    """The worker half uses a value that stayed in the notebook because it looks like a secret. Fields: name (str)."""
+
+    default_hint = 'Keep it out of the loop, or let it travel with `--send NAME` (in a script: send=("NAME",)).'
+
+
+class MissingPackage(LoopError):
+    """A worker lacks packages that the program refers to. Fields: packages (list of str)."""
+
+    default_hint = "Install them where the workers run, or keep them out of the loop and its dataset."
+
+
+class DatasetDiffers(LoopError):
+    """A worker's own copy of a dataset isn't the notebook's, or isn't there. Fields: place (str), problem (str)."""
+
+    default_hint = "Put the same files at that path on every worker, or send the data: `--data whole` or `--data samples`."
+
+
 class ReplayError(LoopError):
     """The notebook half and a worker's log disagree: an error of depin_nb's, never the user's. Fields: line, detail."""
 
@@ -68,6 +86,12 @@ class ReplayError(LoopError):
 
 class RemoteError(LoopError):
     """A worker raised an exception whose type the notebook doesn't know. Fields: type_name (str)."""
+
+
+class BindError(LoopError):
+    """A run's results can't be brought into the notebook; nothing there has changed. Fields: names."""
+
+    default_hint = "`depin_nb.attach(RUN).state_dict()` gives the weights alone."
 
 
 # --- hub and workers --------------------------------------------------------------------------------
@@ -99,6 +123,12 @@ class NoSuchRun(HubError):
     """A run id isn't in the journal. Fields: run_id."""
 
     default_hint = "`%depin runs` lists the runs."
+
+
+class ResumeError(HubError):
+    """A run can't be resumed, or the cell isn't the one that it ran. Fields: run_id (str), line (int)."""
+
+    default_hint = "Run the cell without --resume, or undo what was changed in it."
 
 
 class JournalError(HubError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
 from typing import Any
 
 
@@ -41,6 +42,9 @@ class EntrySpec:
     `total`: number of iterations, None when unknown. `seed`: iterations' RNG seeds derive from (seed, iteration).
     `flops_per_iteration`, `seconds_per_iteration`, `memory_bytes`: from the probe.
     `first`: index of the entry's first iteration (after a solo worker was lost, an entry goes on in a new one).
+    `limit_s`: 0 for a loop; else the one unit is a whole cell, which may take so many seconds and is reserved and charged by time.
+    `contiguous`: the body may leave the loop early, so that no iteration may be merged before all earlier ones are.
+    `packages`: {distribution: version} that a worker needs; one that lacks some gets no lease of it.
     """
 
     program: str
@@ -53,6 +57,9 @@ class EntrySpec:
     memory_bytes: int
     samples_per_iteration: int = 1
     first: int = 0
+    packages: dict[str, str] = field(default_factory=dict)
+    limit_s: float = 0.0
+    contiguous: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -70,6 +77,14 @@ class Unit:
     index: int
     data: bytes
     samples: int
+
+
+DRAWN_BYTES = 8
+
+
+def drawn_digest(data: bytes) -> bytes:
+    """DRAWN_BYTES that stand for a unit's data: whether a resumed cell draws the same items. No protection against anybody."""
+    return blake2b(data, digest_size=DRAWN_BYTES).digest()
 
 
 @dataclass(frozen=True)

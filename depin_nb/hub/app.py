@@ -20,6 +20,7 @@ from ..core import config
 from ..ports import Backend
 from .build import Parts, build
 from .coordinator import Coordinator
+from .detached import Detached
 from .fleet import Fleet
 from .info import HubInfo
 from .plugin import CoordinatorPlugin, answering
@@ -54,6 +55,7 @@ class Hub:
         self._idle_timeout_s = idle_timeout_s
         self._parts: Parts | None = None
         self._plugin: CoordinatorPlugin | None = None
+        self._detached: Detached | None = None
         self._notices: deque[dict[str, Any]] = deque(maxlen=MAX_NOTICES)
         self._ending = asyncio.Event()
         self._seen_s = time.monotonic()
@@ -84,6 +86,9 @@ class Hub:
         await self._plugin.start(self.fleet.scheduler)
         for op, method in (("depin_hub", self.describe), ("depin_scale", self.scale), ("depin_shutdown", self.shutdown)):
             handlers[op] = answering(method)
+        self._detached = Detached(self._parts.coordinator)
+        for op, method in (("depin_detach", self._detached.detach), ("depin_describe", self._detached.describe)):
+            handlers[op] = answering(method)
         await self.api.start()
         self.info = HubInfo(
             hub_id=self.hub_id,
@@ -100,6 +105,8 @@ class Hub:
     async def _stop(self) -> None:
         """Runs end and settle first, while their workers are still there; then workers, scheduler and files."""
         await self.api.close()
+        if self._detached is not None:
+            await self._detached.close()
         if self._parts is not None:
             await self._parts.coordinator.close()
         await self.fleet.close()
@@ -121,7 +128,11 @@ class Hub:
                     return
 
     def _busy(self) -> bool:
-        return bool(self.coordinator.runs) or bool(self.fleet.scheduler.clients.keys() - {"fire-and-forget"})
+        return (
+            bool(self.coordinator.runs)
+            or (self._detached is not None and self._detached.busy)
+            or bool(self.fleet.scheduler.clients.keys() - {"fire-and-forget"})
+        )
 
     @property
     def coordinator(self) -> Coordinator:

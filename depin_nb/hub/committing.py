@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from depin_nb.core.amount import Amount
-from depin_nb.core.lease import StrategyConfig
+from depin_nb.core.lease import StrategyConfig, Unit, drawn_digest
 from depin_nb.core.state import State
 from depin_nb.ledger.receipt import Receipt
+from depin_nb.metering.bytime import flops_of_time
 from depin_nb.metering.meter import lease_cost
 from depin_nb.training.lifecycle import Trigger, advance
 from depin_nb.training.merge import Contribution, OuterState, merge
 
+from . import resumable
 from .answers import error_of
 from .entry import OUT, Entry, LeaseRecord, Result, Round
 from .journal import LeaseRow, MergeRow
 from .leasing import spans_of
+from .replays import Written
 from .run import Run
 
 if TYPE_CHECKING:
@@ -36,12 +39,15 @@ class Merged:
     state: State
     outer: OuterState
     nbytes: int
+    logs: Written | None = None  # None when the run can't be resumed any more
 
 
 def cost_of(hub: Coordinator, entry: Entry, record: LeaseRecord) -> tuple[int, Amount]:
-    """(FLOPs, DPN) of an accepted lease: the probe's figure for each iteration done, never what the worker says."""
+    """(FLOPs, DPN) of an accepted lease: the probe's figure for each iteration done (or a whole cell's time), never what the worker says."""
     assert record.report is not None
     flops = entry.spec.flops_per_iteration * record.report.done
+    if limit_s := entry.spec.limit_s:
+        flops = flops_of_time(hub.prices, record.member.profile, min(record.took_s, limit_s))
     return flops, lease_cost(hub.prices, record.member.profile, flops)
 
 
@@ -73,6 +79,8 @@ class Commits:
                 continue
             if not rnd.accepted:
                 entry.rounds.remove(rnd)
+                continue
+            if self._hub.leasing.awaits(run, entry, rnd):
                 continue
             rnd.merging = True
             before, run.commit_tail = run.commit_tail, None
@@ -111,7 +119,9 @@ class Commits:
     async def _commit(self, run: Run, entry: Entry, rnd: Round) -> None:
         hub = self._hub
         loop = asyncio.get_running_loop()
-        beyond = [r for r in rnd.accepted if entry.exit_at is not None and r.lease.first > entry.exit_at]
+        gap = entry.gap(rnd)
+        behind = [r for r in rnd.accepted if gap is not None and r.lease.first > gap]
+        beyond = [r for r in rnd.accepted if r in behind or (entry.exit_at is not None and r.lease.first > entry.exit_at)]
         kept = [r for r in rnd.accepted if r not in beyond]
         merged: Merged | None = None
         version = run.version
@@ -124,7 +134,13 @@ class Commits:
             assert base is not None
             assert rnd.base_version == run.version, "a round merges into the version that it began from"
             merged = await loop.run_in_executor(hub.executor, self._merge, run.run_id, version, base, contributions, config, outer)
-        await self._write(run, entry, rnd, kept, beyond, version)
+            if run.keeps:
+                results = results_of(kept, rnd.kind == "gang", version)
+                units = [u for r in kept for u in r.lease.units]
+                merged = replace(merged, logs=await loop.run_in_executor(hub.executor, self._keep, run.run_id, version, results, units))
+        await self._write(run, entry, rnd, kept, beyond, version, merged.logs if merged is not None else None)
+        if behind:
+            entry.go_back((u for r in behind for u in r.lease.units), [r.last_index for r in kept if r.exit])
         if merged is not None:
             run.weights, run.outer, run.version = merged.state, merged.outer, version
             rnd.committed = True
@@ -134,7 +150,8 @@ class Commits:
             run.iterations += len(done)
             entry.add_merged(done, results_of(kept, rnd.kind == "gang", version))
             keep = {version - i for i in range(KEPT_VERSIONS)} | {r.base_version for r in entry.rounds} | {entry.base_version}
-            await loop.run_in_executor(hub.executor, hub.states.prune, run.run_id, keep)
+            await loop.run_in_executor(hub.executor, hub.states.prune, run.run_id, keep | run.ends)
+            await hub.resuming.keep(run, merged.logs.nbytes if merged.logs is not None else 0)
 
     def _merge(
         self, run_id: str, version: int, base: State, contributions: list[Contribution], config: StrategyConfig, outer: OuterState
@@ -142,14 +159,28 @@ class Commits:
         state, outer = merge(base, contributions, config, outer)
         data = state.to_bytes()
         self._hub.states.write(run_id, version, data)
+        self._hub.states.write_outer(run_id, version, outer)
         return Merged(state, outer, len(data))
+
+    def _keep(self, run_id: str, version: int, results: Sequence[Result], units: Sequence[Unit]) -> Written:
+        """The merge's logs on disk, for a resume: whole before the transaction names them."""
+        return self._hub.replays.write(run_id, version, results, {u.index: drawn_digest(u.data) for u in units})
 
     @staticmethod
     def _samples(record: LeaseRecord) -> int:
         assert record.report is not None
         return sum(u.samples for u in record.lease.units[: record.report.done])
 
-    async def _write(self, run: Run, entry: Entry, rnd: Round, kept: list[LeaseRecord], beyond: list[LeaseRecord], version: int) -> None:
+    async def _write(
+        self,
+        run: Run,
+        entry: Entry,
+        rnd: Round,
+        kept: list[LeaseRecord],
+        beyond: list[LeaseRecord],
+        version: int,
+        logs: Written | None = None,
+    ) -> None:
         """The transaction; memory follows only once it is on disk."""
         hub, now = self._hub, self._hub.clock.now()
         rows: list[LeaseRow] = []
@@ -193,6 +224,8 @@ class Commits:
             with hub.journal.transaction() as connection:
                 if merge_row is not None:
                     hub.journal.add_merge(run.run_id, merge_row)
+                if logs is not None:
+                    resumable.add_replay(connection, run.run_id, version, entry.entry_id, logs.spans, logs.file, logs.nbytes)
                 hub.journal.add_leases(run.run_id, [*backlog, *rows])
                 hub.journal.add_events(events)
                 hub.journal.set_money(run.run_id, spent_units=budget.spent.units, reserved_units=budget.reserved.units, budget=cap)

@@ -11,13 +11,15 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from depin_nb.core import errors
 from depin_nb.core.amount import DPN, Amount
-from depin_nb.core.errors import DepinError, HubError, MoneyError, NoSuchRun
+from depin_nb.core.errors import CodecError, DepinError, HubError, MoneyError, NoSuchRun
 from depin_nb.core.status import ENDED, Device, Status
 from depin_nb.ledger.receipt import Receipt
 from depin_nb.metering.price import PriceBook
 from depin_nb.ports import Clock
 
+from . import resumable
 from .blobs import BlobStore
 from .committing import Commits
 from .entry import Entry
@@ -25,6 +27,8 @@ from .journal import Journal
 from .kernel_ops import KernelOps
 from .leasing import Leasing
 from .members import Member
+from .replays import ReplayFiles
+from .resuming import Resuming
 from .run import Run
 from .snapshot import device_of, status_of
 from .states import StateFiles
@@ -78,13 +82,16 @@ class Coordinator:
         self.executor, self.books = executor, books
         self.blobs = BlobStore(home / "blobs")
         self.states = StateFiles(home / "states")
+        self.replays = ReplayFiles(home / "replays")
+        self.connected: Callable[[str], bool] = lambda run_id: True  # whether a run's kernel is; the plugin knows
         self.members: dict[str, Member] = {}  # by Dask address
         self.runs: dict[str, Run] = {}  # active ones
         self.ended: dict[str, Run] = {}
-        self.last_rejection: dict[str, str] = {}
+        self.last_rejection: dict[str, CodecError] = {}
         self.changed = Signal()
         self.leasing = Leasing(self)
         self.commits = Commits(self)
+        self.resuming = Resuming(self)
         self.kernel = KernelOps(self)
         self.workers = WorkerOps(self)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -108,8 +115,12 @@ class Coordinator:
 
     def rejected_error(self, run: Run, barred: list[Member]) -> DepinError:
         names = ", ".join(m.worker_id for m in barred[:4])
+        last = self.last_rejection.get(run.run_id)
+        if last is not None and last.fields.get("kind"):
+            kind: type[DepinError] = getattr(errors, last.fields["kind"])
+            return kind(f"no worker can run this loop ({names}): {last.fields['said']}")
         return HubError(
-            f"no worker's report could be used ({names}): {self.last_rejection.get(run.run_id, '')}",
+            f"no worker's report could be used ({names}): {'' if last is None else last.message}",
             hint="If the loss became nan, lower the learning rate; `%%depin train --strategy sync` shows where.",
         )
 
@@ -132,6 +143,7 @@ class Coordinator:
             with self.journal.transaction():
                 for run_id in running:
                     self.journal.end_run(run_id, state="interrupted", message="its hub ended", at=self.clock.now())
+                    resumable.set_cut(self.journal.connection, run_id)
             return [*running, *unsettled]
 
         left = await self.in_books(mark)
@@ -140,6 +152,7 @@ class Coordinator:
                 await self.in_books(self._settle, run_id)
             except DepinError as error:
                 log.warning("%s could not be settled: %s", run_id, error.message)
+        await self.in_books(self.resuming.retire)
         await self.in_executor(self.blobs.prune)
         return left
 
@@ -167,9 +180,9 @@ class Coordinator:
         self.leasing.tick()
         for run in list(self.runs.values()):
             if not run.polls and now - run.seen_s > KERNEL_SILENT_S and not run.finishing.locked():
-                self._spawn(self.finish(run, "interrupted", "its kernel hasn't called for two minutes"))
+                self.spawn(self.finish(run, "interrupted", "its kernel hasn't called for two minutes", cut=True))
 
-    def _spawn(self, work: Any) -> None:
+    def spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
@@ -182,7 +195,7 @@ class Coordinator:
     async def close(self) -> None:
         """Interrupts what runs, settles it, and lets every worker go."""
         for run in list(self.runs.values()):
-            await self.finish(run, "interrupted", "the hub was shut down")
+            await self.finish(run, "interrupted", "the hub was shut down", cut=True)
         for address in list(self.members):
             self.worker_lost(address)
         while self._tasks:
@@ -193,7 +206,14 @@ class Coordinator:
         if entry is None:
             return
         await self.commits.abandon(run, entry, f"the entry was closed: {reason}")
-        await self.flush(run, lambda: self.journal.close_entry(run.run_id, entry.entry_id, reason, self.clock.now()))
+        run.ends.update({run.version} if run.keeps else ())
+
+        def close() -> None:
+            self.journal.close_entry(run.run_id, entry.entry_id, reason, self.clock.now())
+            resumable.end_site(self.journal.connection, run.run_id, entry.entry_id, run.version)
+
+        await self.flush(run, close)
+        await self.resuming.keep(run, self.states.size(run.run_id, run.version))
         if entry.spec.total is not None:
             run.total = run.done_before + entry.spec.total - entry.spec.first
         if run.entry is entry:
@@ -211,8 +231,11 @@ class Coordinator:
 
         await self.in_books(write)
 
-    async def finish(self, run: Run, outcome: str, message: str) -> None:
-        """Ends a run: its entry closes, the ledger settles. A settlement that fails is said, kept, and tried again at the next start."""
+    async def finish(self, run: Run, outcome: str, message: str, *, cut: bool = False) -> None:
+        """Ends a run: its entry closes, the ledger settles. A settlement that fails is said, kept, and tried again at the next start.
+
+        `cut`: nobody asked for it; a new kernel is offered to go on.
+        """
         async with run.finishing:
             if run.ended:
                 return
@@ -220,7 +243,13 @@ class Coordinator:
             await self.close_entry(run, "done" if outcome == "finished" else "interrupt")
             run.state, run.message, run.ended_s = outcome if outcome in ENDED else "failed", message, self.clock.monotonic()
             run.say("ended", self.clock.now(), outcome=run.state, message=message)
-            await self.flush(run, lambda: self.journal.end_run(run.run_id, state=run.state, message=message, at=self.clock.now()))
+
+            def end() -> None:
+                self.journal.end_run(run.run_id, state=run.state, message=message, at=self.clock.now())
+                if cut:
+                    resumable.set_cut(self.journal.connection, run.run_id)
+
+            await self.flush(run, end)
             try:
                 result = await self.in_books(self._settle, run.run_id)
             except MoneyError as error:
@@ -232,8 +261,9 @@ class Coordinator:
                     tally.paid = tally.earned if result is not None and tally.wallet in result.paid else 0
             summary = self.status(run).to_dict()
             await self.flush(run, lambda: self.journal.set_summary(run.run_id, summary))
-            await self.in_executor(self.states.prune, run.run_id, {run.version})
+            await self.in_executor(self.states.prune, run.run_id, {run.version} | run.ends)
             self.runs.pop(run.run_id, None)
+            await self.in_books(self.resuming.retire, run)
             self.last_rejection.pop(run.run_id, None)
             for member in self.members.values():
                 member.forget(run.run_id)

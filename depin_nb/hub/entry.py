@@ -13,6 +13,7 @@ from depin_nb.core.lease import EntrySpec, Lease, Report, Unit
 from depin_nb.training.lifecycle import LeaseState, Trigger, advance
 
 from .members import Member
+from .output import Output
 from .wake import Signal
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class LeaseRecord:
     report: Report | None = None
     change: Change | None = None
     reason: str = ""
+    took_s: float = 0.0  # from lending to report, by the hub's clock
 
     def at(self, state: LeaseState) -> bool:
         return self.state is state
@@ -119,9 +121,11 @@ class Entry:
         self.polls = 0  # open depin_results calls: the kernel waits for results, so it can't feed
         self.told_want = 0
         self.program_bytes = 0
+        self.output = Output()  # of a whole cell
         self._fed: set[int] = set()
         self._order: list[int] = []
         self._units: dict[int, Unit] = {}
+        self._beyond: dict[int, Unit] = {}  # cut off by an exit that may turn out not to count
         self._results: dict[int, Result] = {}
 
     # --- the queue --------------------------------------------------------------------------------------
@@ -139,6 +143,9 @@ class Entry:
     def feed(self, units: Iterable[Unit], closed: bool) -> None:
         """Units from the kernel. One that it sent before counts once. Raises HubError for an index before the entry's first."""
         for unit in units:
+            if unit.index in self.merged and unit.index not in self._fed:  # restored: its result is here
+                self._fed.add(unit.index)
+                continue
             if unit.index < self.spec.first or unit.samples < 0:
                 raise HubError(f"unit {unit.index} can't be part of an entry that begins at {self.spec.first}")
             if unit.index not in self._fed:
@@ -151,6 +158,8 @@ class Entry:
             if self.exit_at is None or unit.index <= self.exit_at:
                 self._units[unit.index] = unit
                 insort(self._order, unit.index)
+            elif self.spec.contiguous:
+                self._beyond[unit.index] = unit
 
     def peek(self, count: int, *, contiguous: bool, at_most: int | None = None, among: Collection[int] | None = None) -> list[int]:
         """The next `count` open indices in loop order, or fewer: up to index `at_most`, of `among`, one gapless span if `contiguous`."""
@@ -181,7 +190,19 @@ class Entry:
     def cut_off(self, index: int) -> None:
         """The loop ends with iteration `index`: what lies beyond is not wanted."""
         self.exit_at = index if self.exit_at is None else min(index, self.exit_at)
-        self.take([i for i in self._order if i > self.exit_at])
+        self.put_back(self.take([i for i in self._order if i > self.exit_at]))
+
+    def go_back(self, units: Iterable[Unit], left_at: Collection[int]) -> None:
+        """These were done behind a gap and count for nothing: they are open again. `left_at`: exits that still hold."""
+        beyond, self._beyond, self.exit_at = list(self._beyond.values()), {}, None
+        self.put_back([*units, *beyond])
+        if left_at:
+            self.cut_off(min(left_at))
+
+    def gap(self, rnd: Round) -> int | None:
+        """The first iteration that a lost member of the round left open, where later ones may not be merged before it."""
+        open_ = self.peek(1, contiguous=False, among=rnd.lost) if self.spec.contiguous and rnd.lost else []
+        return open_[0] if open_ else None
 
     def want(self, ahead: int) -> int:
         """How many more units the kernel should send so that `ahead` are here."""
@@ -228,6 +249,12 @@ class Entry:
             raise HubError(f"iterations {sorted(twice)[:5]} would be merged twice")
         self.merged.update(indices)
         self._results.update((r.first, r) for r in results)
+
+    def restore(self, result: Result) -> None:
+        """A result that an earlier run's merge holds, behind a gap: told in its turn, never leased."""
+        self.add_merged(range(result.first, result.first + len(result.logs)), [result])
+        if result.exit:
+            self.cut_off(result.first + len(result.logs) - 1)
 
     def results(self, after: int) -> tuple[list[Result], bool]:
         """Results from iteration `after` on, gapless, in loop order, and whether more follow at once; earlier ones are forgotten."""

@@ -10,7 +10,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from depin_nb.core.errors import JournalError, NoSuchRun
 from depin_nb.core.events import Event
 from depin_nb.ledger import store
 from depin_nb.training.lifecycle import TABLE, LeaseState, Trigger
+
+from . import resumable
 
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_S = 10.0
@@ -85,7 +87,10 @@ class MergeRow:
 
 @dataclass(frozen=True)
 class RunRow:
-    """A run as the journal knows it. `summary`: the last Status as a dict, None while it runs (or when its hub was killed)."""
+    """A run as the journal knows it. `summary`: the last Status as a dict, None while it runs (or when its hub was killed).
+
+    `continues`: the run that this one goes on from; `losses` has that one's points too. `resumable`: `--resume` takes it.
+    """
 
     run_id: str
     name: str
@@ -102,6 +107,8 @@ class RunRow:
     summary: dict[str, Any] | None
     losses: tuple[tuple[float, float], ...] = ()
     merges: tuple[MergeRow, ...] = field(default=(), repr=False)
+    continues: str | None = None
+    resumable: bool = False
 
 
 class Journal:
@@ -139,7 +146,7 @@ class Journal:
         run("PRAGMA journal_mode=WAL")
         run("PRAGMA synchronous=FULL")
         with self.transaction() as connection:
-            for statement in _SCHEMA.split(";"):
+            for statement in (_SCHEMA + resumable.SCHEMA).split(";"):
                 connection.execute(statement)
             store.create_tables(connection)
             connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
@@ -203,26 +210,12 @@ class Journal:
             "INSERT INTO leases VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             [
                 (
-                    r.lease_id,
-                    run_id,
-                    r.entry,
-                    r.worker_id,
-                    r.base_version,
-                    r.version,
-                    r.state,
-                    r.reason,
-                    r.gang,
-                    json.dumps(r.units),
-                    r.done,
-                    r.flops,
-                    r.units_dpn,
-                    r.cost_units,
-                    r.seconds,
-                    r.at,
+                    r.lease_id, run_id, r.entry, r.worker_id, r.base_version, r.version, r.state, r.reason, r.gang, json.dumps(r.units),
+                    r.done, r.flops, r.units_dpn, r.cost_units, r.seconds, r.at,
                 )
                 for r in rows
             ],
-        )
+        )  # fmt: skip
 
     def add_events(self, events: Sequence[Event]) -> None:
         self.connection.executemany(
@@ -261,7 +254,10 @@ class Journal:
 
     def runs(self) -> list[RunRow]:
         """All runs, newest first, without their curves."""
-        return [_run(row) for row in self._rows(self._RUN + "ORDER BY started_at DESC, rowid DESC")]
+        rows = self._rows(self._RUN + "ORDER BY started_at DESC, rowid DESC")
+        with self._lock, self._errors():
+            able, continues = set(resumable.heads(self.connection)), resumable.links(self.connection)
+        return [replace(_run(row), resumable=row[0] in able, continues=continues.get(row[0])) for row in rows]
 
     def run(self, run_id: str) -> RunRow:
         """One run with its loss points and merges. Raises NoSuchRun."""
@@ -276,14 +272,24 @@ class Journal:
                 run_id,
             )
         )
-        losses = tuple(sorted(point for merge in merges for point in merge.losses))
-        return _run(rows[0], losses, merges)
+        with self._lock, self._errors():
+            parts = resumable.chain(self.connection, run_id)
+            able = run_id in resumable.heads(self.connection)
+        told = [json.loads(r[0]) for part in parts for r in self._rows("SELECT losses FROM merges WHERE run_id=?", part)]
+        losses = tuple(sorted((float(i), float(v)) for points in told for i, v in points))
+        return replace(_run(rows[0], losses, merges), resumable=able, continues=parts[-2] if len(parts) > 1 else None)
 
     def newest_state(self, run_id: str) -> Path:
-        """The file of the run's newest committed version (codec `State`). Raises NoSuchRun, or JournalError when the run has none."""
-        rows = self._rows("SELECT state_file FROM runs WHERE run_id=?", run_id)
-        if not rows:
+        """The file of the run's newest committed version (codec `State`); where it has none, that of the run which it continues.
+
+        Raises NoSuchRun, or JournalError when there is none.
+        """
+        with self._lock, self._errors():
+            parts = resumable.chain(self.connection, run_id)
+        named = [row for part in parts[::-1] for row in self._rows("SELECT state_file FROM runs WHERE run_id=?", part)]
+        if not named:
             raise NoSuchRun(f"there is no run {run_id!r} in the journal", run_id=run_id)
+        rows = [row for row in named if row[0]] or named
         path = Path(rows[0][0]) if rows[0][0] else None
         if path is not None and not path.is_absolute():
             path = self.path.parent / path

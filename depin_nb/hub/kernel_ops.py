@@ -6,24 +6,25 @@ import asyncio
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from depin_nb.core.amount import DPN, Amount, parse
-from depin_nb.core.errors import HubError, MoneyError, NoSuchRun, UsageError
+from depin_nb.core.amount import Amount, parse
+from depin_nb.core.errors import HubError, NoSuchRun, UsageError
 from depin_nb.core.lease import EntrySpec, Unit
+from depin_nb.core.packages import checked, other_versions
 from depin_nb.core.state import State
-from depin_nb.metering.budget import Budget
-from depin_nb.metering.meter import Meter
 from depin_nb.training.lifecycle import Trigger
 
+from . import resumable
 from .entry import OUT, Entry
 from .run import Run
 from .snapshot import device_dict
+from .starting import Start, begin
+from .starting import resume as start_again
 
 if TYPE_CHECKING:
     from .coordinator import Coordinator
 
-REASONS = ("done", "exit", "interrupt")
+REASONS = ("done", "exit", "interrupt", "error")
 MAX_POLL_S = 60.0
-MAX_NOTICE = 500
 
 
 def amount_of(value: Any) -> Amount | None:
@@ -47,6 +48,7 @@ class KernelOps:
                 raise NoSuchRun(f"{run!r} is not an active run", run_id=run)
             raise HubError(f"{run} has ended: {ended.state}{f' ({ended.message})' if ended.message else ''}", hint="Run the cell again.")
         found.seen_s = self._hub.clock.monotonic()
+        self._hub.resuming.kernel_back(found)
         return found
 
     def _entry(self, run: str, entry: int) -> tuple[Run, Entry]:
@@ -68,62 +70,50 @@ class KernelOps:
         passes: int | None = None,
         workers: int | None = None,
         notices: Iterable[str] = (),
+        asked: dict[str, Any] | None = None,
+        resume: str | None = None,
+        keep: bool = True,
     ) -> dict[str, Any]:
-        """Opens a run, its journal and its vault."""
-        hub = self._hub
-        cap = amount_of(budget)
-        run_id = await hub.in_books(hub.new_run_id)
-        cap_dpn = None if cap is None else hub.prices.to_dpn(cap)
-        zero = Amount(0, DPN)
-        now, now_s = hub.clock.now(), hub.clock.monotonic()
-        run = Run(
-            run_id=run_id,
-            name=str(name),
-            where=str(where),
+        """Opens a run, its journal and its vault.
+
+        `asked`: the user's options, for a later resume (`keep=False`: this run can't be resumed). `resume`: the run that this one continues
+        ("": the newest of the same cell); what isn't given is taken from it, and the answer has its loop entries and its options.
+        """
+        said = Start(
+            name=str(name or ""),
+            where=str(where or ""),
             strategy=str(strategy or ""),
             backend=str(backend or ""),
             source=str(source or ""),
-            cap=cap,
-            budget=Budget(cap_dpn, zero, zero, run_id),
-            meter=Meter(hub.prices),
-            started_at=now,
-            started_s=now_s,
-            seen_s=now_s,
-            simulated=backend == "depin",
+            cap=amount_of(budget),
             passes=passes,
-            most_workers=workers,
+            workers=workers,
+            notices=tuple(map(str, notices)),
+            asked=dict(asked or {}),
+            keep=bool(keep),
         )
-        run.meter.start(0.0)
-
-        def write() -> None:
-            with hub.journal.transaction():
-                hub.journal.add_run(
-                    run_id, name=run.name, where=run.where, source=run.source, strategy=run.strategy, backend=run.backend,
-                    budget=None if cap is None else cap.to_dict(), at=now,
-                )  # fmt: skip
-            try:
-                hub.ledger.open_run(run_id, None if cap_dpn is None else cap_dpn.units)
-            except MoneyError as error:
-                with hub.journal.transaction():
-                    hub.journal.end_run(run_id, state="failed", message=error.message, at=now)
-                raise
-
-        await hub.in_books(write)
-        for notice in notices:
-            run.say("notice", now, str(notice)[:MAX_NOTICE])
-        run.seen_s = hub.clock.monotonic()
-        hub.runs[run_id] = run
-        hub.changed.notify()
-        return {"run_id": run_id}
+        return await begin(self._hub, said) if resume is None else await start_again(self._hub, said, str(resume))
 
     async def run_finish(self, run: str, outcome: str, message: str = "") -> dict[str, Any]:
         """Ends a run and settles it. Finishing it again answers the same."""
         ended = self._hub.ended.get(run)
         if ended is None:
             active = self._run(run)
-            await self._hub.finish(active, outcome, message)
+            if outcome == "interrupted" and active.state == "stopping":
+                outcome = "stopped"  # a detached run that was stopped outside its loop
+            await self._hub.finish(active, outcome, message or active.note)
             ended = active
         return {"status": self._hub.status(ended).to_dict()}
+
+    def needs(self, packages: dict[str, Any]) -> dict[str, Any]:
+        """Which joined workers lack which of these {distribution: version}, have another version, or can't compile; by worker id."""
+        wanted = checked(packages) or {}
+        members = list(self._hub.members.values())
+        return {
+            "lacks": {m.worker_id: found for m in members if (found := m.lacks(wanted))},
+            "other": {m.worker_id: found for m in members if (found := other_versions(wanted, m.packages or {}))},
+            "uncompiled": [m.worker_id for m in members if not m.compiles],
+        }
 
     async def blob_missing(self, run: str, digests: Iterable[str]) -> dict[str, Any]:
         self._run(run)
@@ -135,10 +125,16 @@ class KernelOps:
 
     # --- an entry -----------------------------------------------------------------------------------
 
-    async def entry_open(self, run: str, spec: dict[str, Any], state: bytes | None = None) -> dict[str, Any]:
-        """Opens the next loop entry on `state`, or on the run's newest version. One that is still open is closed."""
+    async def entry_open(
+        self, run: str, spec: dict[str, Any], state: bytes | None = None, about: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Opens the next loop entry on `state`, or on the run's newest version. One that is still open is closed.
+
+        `about`, journalled for a resume: number (of the loop entry in its cell: one that goes on keeps it), header, where, generators.
+        """
         hub, active = self._hub, self._run(run)
         opened = EntrySpec.from_dict(spec)
+        site = hub.resuming.number_of(active, opened, about)
         if lacking := await hub.in_executor(hub.blobs.missing, [opened.program, *opened.blobs]):
             raise HubError(f"{len(lacking)} blobs of this entry weren't sent", hint="Run the cell again.")
         await hub.close_entry(active, "done")
@@ -152,11 +148,17 @@ class KernelOps:
             raise UsageError("a run's first entry comes with its state")
         number = active.entries + 1
         name = hub.states.name(run, version)
-        await hub.flush(active, lambda: hub.journal.add_entry(run, number, opened.to_dict(), version, name, hub.clock.now()))
+
+        def write() -> None:
+            hub.journal.add_entry(run, number, opened.to_dict(), version, name, hub.clock.now())
+            resumable.add_site(hub.journal.connection, run, number, **site)
+
+        await hub.flush(active, write)
         active.weights, active.version, active.entries = weights, version, number
         active.strategy = f"{opened.strategy.name}, one worker" if opened.strategy.solo else opened.strategy.name
-        active.done_before = active.iterations
+        active.number, active.done_before = site["number"], hub.resuming.done_before(active, site["number"], opened)
         entry = Entry(run, number, opened, version)
+        await hub.resuming.restore(active, entry, active.number)
         entry.program_bytes = sum(hub.blobs.size(d) for d in (opened.program, *opened.blobs))
         if active.state == "stopping":
             entry.halt = "stopped"  # the stop came between two entries
@@ -216,6 +218,17 @@ class KernelOps:
             return "running"  # what is under way still merges
         return "stopped" if entry.halt == "closed" else entry.halt
 
+    async def output(self, run: str, entry: int, after: int = 0, timeout_s: float = 0.0) -> dict[str, Any]:
+        """Chunks of a whole cell's output from number `after` on; waits for some, or for anything else that happens to the entry."""
+        active, found = self._entry(run, entry)
+        if not found.output.after(int(after)) and timeout_s > 0:
+            active.polls += 1
+            try:
+                await found.changed.wait(min(float(timeout_s), MAX_POLL_S))
+            finally:
+                active.polls -= 1
+        return {"chunks": found.output.after(int(after)), "left_out": found.output.left_out}
+
     async def state(self, run: str, version: int | None = None) -> dict[str, Any]:
         active = self._run(run)
         wanted = active.version if version is None else int(version)
@@ -223,8 +236,19 @@ class KernelOps:
             raise HubError(f"{run} has no weights yet")
         return {"version": wanted, "state": await self._hub.in_executor(self._hub.states.read, run, wanted)}
 
+    async def replay(self, run: str, number: int, after: int = 0) -> dict[str, Any]:
+        """What the run that this one continues merged of loop entry `number`, from iteration `after` on: some leases, in loop order.
+
+        Beside what `depin_results` tells of a lease, `drawn`: a digest of each iteration's item.
+        """
+        return {"leases": await self._hub.resuming.logs(self._run(run), number, int(after))}
+
+    async def kept(self, run: str, number: int) -> dict[str, Any]:
+        """The state at the end of that loop entry; of the one that was under way, the newest."""
+        return {"state": await self._hub.resuming.end_state(self._run(run), number)}
+
     async def entry_close(self, run: str, entry: int, reason: str) -> dict[str, Any]:
-        """Ends an entry: `done` and `exit` after its last result, `interrupt` at any time. Answers the newest version."""
+        """Ends an entry: `done` and `exit` after its last result, `interrupt` and `error` at any time. Answers the newest version."""
         if reason not in REASONS:
             raise UsageError(f"an entry is closed as {', '.join(REASONS)}, not {reason!r}")
         active, _ = self._entry(run, entry)
@@ -235,6 +259,12 @@ class KernelOps:
         """The run's kernel is known to live: its connection is open."""
         if (active := self._hub.runs.get(run)) is not None:
             active.seen_s = self._hub.clock.monotonic()
+            self._hub.resuming.kernel_back(active)
+
+    def lost(self, run: str) -> None:
+        """The run's kernel has closed its connections, or was killed."""
+        if (active := self._hub.runs.get(run)) is not None:
+            self._hub.resuming.kernel_lost(active)
 
     # --- controls and displays ------------------------------------------------------------------------
 
@@ -270,6 +300,8 @@ class KernelOps:
         run.say("stop", self._hub.clock.now(), "Stopped from the panel.")
         entry = run.entry
         if entry is None:
+            if run.interrupt is not None:
+                run.interrupt()
             return
         entry.halt = "stopped"
         for record in [r for rnd in entry.rounds if not rnd.merging for r in rnd.records]:

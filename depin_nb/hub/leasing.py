@@ -7,7 +7,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from depin_nb.core.amount import Amount
+from depin_nb.core.errors import HubError
 from depin_nb.core.lease import Lease, Unit
+from depin_nb.metering.bytime import flops_of_time
 from depin_nb.metering.meter import lease_cost
 from depin_nb.training import strategy
 from depin_nb.training.lifecycle import LeaseState, Trigger
@@ -38,6 +40,12 @@ def spans_of(indices: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
     return tuple((i, i + 1, 1) for i in indices)
 
 
+def _took_too_long(limit_s: float) -> HubError:
+    return HubError(
+        f"the cell did not end within the {limit_s:g} s that it was given", hint="Give it more: `%%depin train --single --limit 3600`."
+    )
+
+
 class Leasing:
     """The part of the coordinator that decides about leases."""
 
@@ -65,7 +73,9 @@ class Leasing:
 
     def members(self, run: Run) -> list[Member]:
         """The members that the run may use: those on this machine only for a `local` run, which counts on fast links."""
-        able = [m for m in self._hub.members.values() if (run.backend != "local" or m.backend == "local") and not m.barred(run.run_id)]
+        here = [m for m in self._hub.members.values() if run.backend != "local" or m.backend == "local"]
+        needed = run.entry.spec.packages if run.entry is not None else {}
+        able = [m for m in here if not m.barred(run.run_id) and not m.lacks(needed)]
         # those that have worked for it stay; among the others who came first
         return sorted(able, key=lambda m: m.worker_id not in run.tallies)[: run.most_workers]
 
@@ -127,13 +137,23 @@ class Leasing:
         self._opened(entry, rnd)
 
     def _join_round(self, run: Run, entry: Entry, rnd: Round) -> None:
-        """What a lost member left open goes to a member that came in mid-round; the others wait for the next round."""
+        """What a lost member left open goes to a member that came in mid-round; the others wait for the next round.
+
+        Where the loop may be left early it goes to any member, since what follows it can't be merged before it.
+        """
         for member in self.members(run):
             lost = entry.peek(entry.spec.strategy.inner_steps, contiguous=True, among=rnd.lost) if rnd.lost else []
-            if lost and member.free and member.parked is not None and rnd.takes(member):
+            if lost and member.free and member.parked is not None and (entry.spec.contiguous or rnd.takes(member)):
                 if not self._lend_contiguous(run, entry, rnd, member, len(lost), among=rnd.lost):
                     return
-                rnd.lost.difference_update(lost)
+                rnd.lost.difference_update(set(lost).difference(entry.peek(len(lost), contiguous=False, among=lost)))
+
+    def awaits(self, run: Run, entry: Entry, rnd: Round) -> bool:
+        """Whether the round stays open for somebody to do what a lost member left: see `EntrySpec.contiguous`."""
+        if entry.gap(rnd) is None or rnd.kind != "local" or entry.halt or not run.leasing:
+            return False
+        now = self._hub.clock.monotonic()
+        return any(m.free and (m.parked is not None or now - m.seen_s < MUSTER_S) for m in self.members(run))
 
     def _serve_gang(self, run: Run, entry: Entry) -> None:
         if entry.busy:
@@ -171,7 +191,10 @@ class Leasing:
             entry.changed.notify()  # the kernel may send more
 
     def _worst(self, entry: Entry, member: Member, units: int) -> Amount:
-        return lease_cost(self._hub.prices, member.profile, entry.spec.flops_per_iteration * units)
+        flops = entry.spec.flops_per_iteration * units
+        if entry.spec.limit_s:
+            flops = flops_of_time(self._hub.prices, member.profile, entry.spec.limit_s)
+        return lease_cost(self._hub.prices, member.profile, flops)
 
     def _lend_contiguous(self, run: Run, entry: Entry, rnd: Round, member: Member, count: int, among: set[int] | None = None) -> bool:
         """Lends up to `count` units, fewer where only fewer fit the budget. False, and the entry halts, when not even one does."""
@@ -218,7 +241,7 @@ class Leasing:
         run.budget = run.budget.reserve(cost)
         rate = member.rate(run.run_id, entry.spec.seconds_per_iteration)
         pace = Pace(len(units), rate, member.overheads.get(run.run_id), self._hub.transfer_bytes(run, entry))
-        record = LeaseRecord(lease, member, cost, now, now + pace.deadline_s())
+        record = LeaseRecord(lease, member, cost, now, now + entry.spec.limit_s + pace.deadline_s())
         record.go(Trigger.LEASE)
         rnd.records.append(record)
         run.bytes_down += sum(len(u.data) for u in units)
@@ -319,6 +342,8 @@ class Leasing:
                 continue
             for record in [r for rnd in entry.rounds for r in rnd.records]:
                 if record.state is LeaseState.LEASED and now > record.deadline_s:
+                    if entry.spec.limit_s and not entry.halt:
+                        entry.halt, entry.error = "failed", error_of(_took_too_long(entry.spec.limit_s))
                     run.say("expired", self._hub.clock.now(), f"{record.member.worker_id} was too late; its iterations are leased again.")
                     self.withdraw(run, entry, record, Trigger.EXPIRE, "past its deadline")
             self.check_workers(run, entry, now)

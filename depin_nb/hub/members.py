@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from depin_nb.core.amount import DPN, Amount
+from depin_nb.core.packages import checked, lacking
 from depin_nb.core.status import Device
 
 LANE_S = 60.0
@@ -36,6 +37,8 @@ class Member:
     speed: float
     session: str
     seen_s: float
+    packages: Mapping[str, str] | None = None  # {distribution: version} as it says; None: it doesn't say
+    compiles: bool = True
     holds: str = ""
     holds_run: str = ""
     parked: asyncio.Future[dict[str, Any]] | None = None
@@ -67,6 +70,10 @@ class Member:
     def barred(self, run_id: str) -> bool:
         return self.rejected.get(run_id, 0) >= MAX_REJECTED
 
+    def lacks(self, needed: Mapping[str, str]) -> list[str]:
+        """Packages that a program needs and this worker hasn't, as far as it tells."""
+        return [] if self.packages is None else lacking(needed, self.packages)
+
     @property
     def free(self) -> bool:
         return not self.holds
@@ -88,6 +95,8 @@ def member_of(address: str, profile: str, wallet: str, facts: Mapping[str, Any],
         speed=min(max(float(speed), 1e-3), 1e4),
         session=session,
         seen_s=now_s,
+        packages=checked(facts.get("packages")),
+        compiles=facts.get("compiles") is not False,
     )
 
 

@@ -20,9 +20,12 @@ from .coordinator import Coordinator
 log = logging.getLogger(__name__)
 
 TICK_S = 0.25
-KERNEL_OPS = ("run_start", "run_finish", "blob_missing", "blob_put", "entry_open", "units", "results", "state", "entry_close")
+KERNEL_OPS = (
+    "run_start", "run_finish", "blob_missing", "blob_put", "entry_open", "units", "results", "state", "entry_close", "replay", "kept",
+    "needs", "output",
+)  # fmt: skip
 SHARED_OPS = ("control", "status")  # kernels, displays and the command line
-WORKER_OPS = ("join", "lease", "entry", "blob", "version", "reduce", "report", "alive")
+WORKER_OPS = ("join", "lease", "entry", "blob", "version", "reduce", "report", "alive", "say")
 
 
 def answering(operation: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,8 +76,13 @@ class CoordinatorPlugin(SchedulerPlugin):
         for run in list(self._kernels):
             if run not in self.coordinator.runs:
                 del self._kernels[run]
-            elif not all(comm.closed() for comm in self._kernels[run]):
+            elif self._connected(run):
                 self.coordinator.kernel.alive(run)
+            else:
+                self.coordinator.kernel.lost(run)
+
+    def _connected(self, run: str) -> bool:
+        return not all(comm.closed() for comm in self._kernels.get(run, ()))
 
     async def start(self, scheduler: Scheduler) -> None:
         """Also called by Dask when the plugin is registered by RPC; twice does no harm."""
@@ -84,6 +92,7 @@ class CoordinatorPlugin(SchedulerPlugin):
             scheduler.handlers[f"depin_{op}"] = answering(getattr(self.coordinator.kernel, op))
         for op in WORKER_OPS:
             scheduler.handlers[f"depin_{op}"] = answering(getattr(self.coordinator.workers, op))
+        self.coordinator.connected = self._connected
         if self._ticking is None:
             self._ticking = asyncio.get_running_loop().create_task(self._tick())
 

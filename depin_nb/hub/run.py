@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ from .members import Member, Tally
 if TYPE_CHECKING:
     from depin_nb.core.state import State
     from depin_nb.training.merge import OuterState
+
+    from .resuming import Past
 
 MAX_POINTS = 20_000
 MAX_NOTICES = 20
@@ -105,6 +108,15 @@ class Run:
     finishing: asyncio.Lock = field(default_factory=asyncio.Lock)
     simulated: bool = False
     settled: bool = False
+    interrupt: Callable[[], None] | None = None  # of a detached run: interrupts its process, as the Stop button does a kernel
+    note: str = ""  # why it is being ended, where its kernel doesn't say
+    number: int = 0  # of the newest loop entry in its cell
+    past: Past | None = None
+    continues: str | None = None
+    lost: bool = False  # its kernel's connection is closed
+    keeps: bool = True  # what going on would need
+    kept_bytes: int = 0
+    ends: set[int] = field(default_factory=set)  # versions at the ends of loop entries
 
     @property
     def ended(self) -> bool:

@@ -6,11 +6,21 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from depin_nb.core.errors import HubError
+from depin_nb.core.codec import decode, encode
+from depin_nb.core.errors import CodecError, HubError
+from depin_nb.training.merge import OuterState
 
 from .blobs import write_atomic
 
+OUTER_VERSIONS = 3  # one that is being committed, and the one before it
 _RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def checked_run_id(run_id: str) -> str:
+    """The id, fit for a path. Raises HubError."""
+    if not _RUN_ID.fullmatch(run_id):
+        raise HubError(f"{run_id!r} is not a run id")
+    return run_id
 
 
 class StateFiles:
@@ -21,9 +31,7 @@ class StateFiles:
         self.folder = folder
 
     def path(self, run_id: str, version: int) -> Path:
-        if not _RUN_ID.fullmatch(run_id):
-            raise HubError(f"{run_id!r} is not a run id")
-        return self.folder / run_id / f"v{version:06d}.state"
+        return self.folder / checked_run_id(run_id) / f"v{version:06d}.state"
 
     def name(self, run_id: str, version: int) -> str:
         """The file as the journal names it: relative to the folder that holds journal and states."""
@@ -41,9 +49,32 @@ class StateFiles:
         except FileNotFoundError:
             raise HubError(f"version {version} of {run_id} isn't kept any more") from None
 
+    def size(self, run_id: str, version: int) -> int:
+        """Bytes of that version's file, 0 when it isn't kept."""
+        path = self.path(run_id, version)
+        return path.stat().st_size if path.exists() else 0
+
+    def total(self, run_id: str) -> int:
+        """Bytes of all versions that are kept of a run."""
+        return sum(path.stat().st_size for path in self.path(run_id, 0).parent.glob("*.state"))
+
+    def write_outer(self, run_id: str, version: int, outer: OuterState) -> None:
+        """The outer optimizer's velocity beside the version that it led to; nothing where there is none."""
+        if outer.momentum:
+            write_atomic(self.path(run_id, version).with_suffix(".outer"), encode(outer.momentum))
+
+    def read_outer(self, run_id: str, version: int) -> OuterState | None:
+        """That velocity, None where none is kept."""
+        try:
+            return OuterState(decode(self.path(run_id, version).with_suffix(".outer").read_bytes()))
+        except (FileNotFoundError, CodecError):
+            return None
+
     def prune(self, run_id: str, keep: Collection[int]) -> None:
-        """Removes all versions of the run but `keep`."""
+        """Removes all versions of the run but `keep`, and velocities but those of the newest."""
         wanted = {self.path(run_id, version).name for version in keep}
+        newest = max(keep, default=0) - OUTER_VERSIONS
+        wanted |= {self.path(run_id, version).with_suffix(".outer").name for version in keep if version > newest}
         for path in self.path(run_id, 0).parent.glob("*"):
             if path.name not in wanted:
                 path.unlink(missing_ok=True)

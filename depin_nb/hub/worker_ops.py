@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MAX_LOG_BYTES = 64 << 20
 MAX_WAIT_S = 60.0
 EXITS = ("", "break", "return", "error")
+UNABLE = ("DatasetDiffers", "MissingPackage", "WithheldError", "ShipError")  # why a program can't be run at all, in a worker's own words
 LATE = "this lease is no longer yours"
 
 
@@ -36,7 +37,8 @@ def checked_report(data: Any, record: LeaseRecord) -> Report:
         raise CodecError("not a report") from None
     count = len(record.lease.units)
     if report.done == 0 and isinstance(report.extra, dict) and isinstance(report.extra.get("failed"), str):
-        raise CodecError(f"the lease could not be run: {report.extra['failed'][:1000]}")
+        said, kind = report.extra["failed"][:1000], report.extra.get("type")
+        raise CodecError(f"the lease could not be run: {said}", said=said, kind=kind if kind in UNABLE else "")
     if type(report.done) is not int or not 1 <= report.done <= count or report.exit not in EXITS:
         raise CodecError("a report says what its lease doesn't allow")
     if report.done != count and not report.exit:
@@ -191,6 +193,18 @@ class WorkerOps:
             return {"go": False}
         return {"go": member.holds == lease}
 
+    def say(self, worker: str, run: str, lease: str, data: bytes) -> dict[str, Any]:
+        """What a whole cell said: kept in order for the kernel, as far as there is room. Only from the worker that holds the lease."""
+        member = self._member(worker)
+        active = self._run(run)
+        entry = active.entry
+        if entry is None or not entry.spec.limit_s or member.holds != lease or member.holds_run != run or not isinstance(data, bytes):
+            raise HubError("nobody listens to this lease")
+        active.bytes_up += len(data)
+        taken = entry.output.add(data)
+        entry.changed.notify()
+        return {"taken": taken}
+
     async def report(self, worker: str, report: dict[str, Any]) -> dict[str, Any]:
         """Takes a lease's report if its worker still holds the lease; what it says is checked before it counts."""
         hub = self._hub
@@ -209,7 +223,7 @@ class WorkerOps:
             await self._earlier_merges(run, entry, record)
             change = await hub.in_executor(self._decode, checked.change, run.weights, hub.change_limit(run))
         except CodecError as error:
-            return self._rejected(run, entry, record, error.message)
+            return self._rejected(run, entry, record, error)
         if not record.at(LeaseState.SUBMITTED):
             return {"accepted": False, "reason": record.reason or LATE}
         self._accepted(run, entry, record, checked, change, now)
@@ -226,12 +240,13 @@ class WorkerOps:
             if record.lease.base_version != run.version and record.state is LeaseState.SUBMITTED:
                 raise CodecError("its base was never merged")
 
-    def _rejected(self, run: Run, entry: Entry, record: LeaseRecord, reason: str) -> dict[str, Any]:
+    def _rejected(self, run: Run, entry: Entry, record: LeaseRecord, error: CodecError) -> dict[str, Any]:
+        reason = error.message
         if record.state is LeaseState.SUBMITTED:
             member = record.member
             member.rejected[run.run_id] = member.rejected.get(run.run_id, 0) + 1
             run.say("rejected", self._hub.clock.now(), f"A report of {member.worker_id} was refused: {reason}", worker=member.worker_id)
-            self._hub.last_rejection[run.run_id] = reason
+            self._hub.last_rejection[run.run_id] = error
             self._hub.leasing.withdraw(run, entry, record, Trigger.REJECT, reason)
             self._hub.leasing.check_workers(run, entry, self._hub.clock.monotonic())
             self._hub.commits.close_rounds(run, entry)
@@ -240,7 +255,7 @@ class WorkerOps:
 
     def _accepted(self, run: Run, entry: Entry, record: LeaseRecord, report: Report, change: Change, now: float) -> None:
         hub, member = self._hub, record.member
-        took_s = now - record.given_s
+        took_s = record.took_s = now - record.given_s
         # a log is kept once, in the result: the change's bytes are not needed any more
         record.report = Report(report.lease_id, report.done, report.logs, b"", report.left, report.exit, report.losses, report.seconds)
         record.change = change
@@ -272,4 +287,4 @@ class WorkerOps:
         entry.cut_off(at)
         for other in rnd.records:
             if other.state is LeaseState.LEASED and other.lease.first > at:
-                self._hub.leasing.end(run, entry, other, Trigger.DISCARD, f"the loop was left at iteration {at}", False)
+                self._hub.leasing.end(run, entry, other, Trigger.DISCARD, f"the loop was left at iteration {at}", entry.spec.contiguous)

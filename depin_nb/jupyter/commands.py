@@ -11,12 +11,16 @@ from depin_nb.core.errors import UsageError
 
 BACKENDS = ("local", "depin")
 STRATEGIES = ("auto", "sync", "local")
+DATA = ("auto", "whole", "samples", "worker")
 RUN = "RUN"
 
 
 @dataclass(frozen=True)
 class Argument:
-    """An argument: an option when `name` begins with `--`, else a position. `choices` are texts; `kind` turns the text into a value."""
+    """An argument: an option when `name` begins with `--`, else a position. `choices` are texts; `kind` turns the text into a value.
+
+    `bare`: what an option stands for that is given without its value (None: it needs one).
+    """
 
     name: str
     about: str
@@ -26,6 +30,7 @@ class Argument:
     default: Any = None
     required: bool = False
     flag: bool = False
+    bare: str | None = None
 
     @property
     def is_option(self) -> bool:
@@ -34,6 +39,7 @@ class Argument:
     @property
     def usage(self) -> str:
         shown = "|".join(self.choices) or self.metavar
+        shown = shown if self.bare is None else f"[{shown}]"
         text = self.name if self.flag else f"{self.name} {shown}" if self.is_option else shown
         return text if self.required else f"[{text}]"
 
@@ -72,10 +78,19 @@ def at_least(least: int) -> Callable[[str], int]:
     return read
 
 
+def names(text: str) -> tuple[str, ...]:
+    """A reader of names with commas between them. Raises UsageError."""
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not found or not all(part.isidentifier() for part in found):
+        raise UsageError(f"{text!r} are not names with commas between them", hint="Such as --send api_key,token.")
+    return found
+
+
 _BACKEND = Argument("--backend", "which kind of worker", choices=BACKENDS)
 _WORKERS = Argument("--workers", "how many workers", "N", kind=at_least(1))
 _BUDGET = Argument("--budget", "what a run may spend at most, such as $0.10", "$X", kind=amount)
 _RUN = Argument("run", "a run's id; without it, the run that is going on", RUN)
+_NEWEST = Argument("run", "a run's id; without it, the newest", RUN)
 
 COMMANDS = (
     Command(
@@ -87,11 +102,23 @@ COMMANDS = (
     Command("scale", "have N workers of one kind", (Argument("count", "how many", "N", kind=at_least(0), required=True), _BACKEND)),
     Command("down", "stop the workers and the hub; everything stays in the journal"),
     Command("runs", "list the runs of the journal"),
+    Command("attach", "show a run until it ends; the Stop button leaves it running", (_NEWEST,)),
+    Command(
+        "logs",
+        "show what a detached run has printed",
+        (_NEWEST, Argument("--follow", "go on until it ends", flag=True, default=False)),
+    ),
+    Command(
+        "bind",
+        "bring back what a detached run left: weights and names",
+        (_NEWEST, Argument("--partial", "also of a run that failed or was stopped", flag=True, default=False)),
+    ),
     Command("ledger", "check a run's payouts against the chain", (Argument("run", "a run's id; without it, the newest", RUN),)),
     Command("budget", "set what each run may spend at most", (Argument("amount", "such as $0.10", "$X", kind=amount, required=True),)),
     Command("pause", "give out no more leases", (_RUN,)),
     Command("resume", "go on", (_RUN,)),
     Command("stop", "end a run with the weights of its last merge", (_RUN,)),
+    Command("debug", "look into the newest failure with the debugger: its iterations run again here, on copies"),
     Command(
         "train",
         "run this cell's training loop on the workers",
@@ -103,6 +130,17 @@ COMMANDS = (
             Argument("--workers", "use at most N workers", "N", kind=at_least(1)),
             Argument("--inner-steps", "steps between merges (local)", "H", kind=at_least(1)),
             Argument("--bits", "how changes travel", choices=("4", "8", "32"), kind=int),
+            Argument(
+                "--data",
+                "how the dataset travels: whole, only each lease's samples, or built by each worker from its own files",
+                choices=DATA,
+                default="auto",
+            ),
+            Argument("--send", "let names travel although they look like secrets", "NAME[,NAME]", kind=names, default=()),
+            Argument("--detach", "return at once: a process beside the hub goes on; see attach, logs, bind", flag=True, default=False),
+            Argument("--single", "run the whole cell, whatever it holds, on one worker", flag=True, default=False),
+            Argument("--limit", "the most seconds that a cell may take with --single (default 3600)", "S", kind=at_least(1)),
+            Argument("--resume", "go on with a run of this cell that was cut short; without RUN, the newest", RUN, bare=""),
         ),
         cell=True,
     ),

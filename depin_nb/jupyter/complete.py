@@ -36,7 +36,8 @@ def candidates(before: list[str], *, cell: bool) -> list[str]:
     options = {a.name: a for a in found.arguments if a.is_option}
     last = options.get(before[-1])
     if last is not None and not last.flag:
-        return list(last.choices)
+        values = _values(last)
+        return values if last.bare is None else [*values, *(o for o in options if o not in before)]
     place = _place(found, before[1:], options)
     return [*(_values(place) if place is not None else []), *(o for o in options if o not in before)]
 
@@ -62,6 +63,7 @@ def _values(argument: Argument) -> list[str]:
     if wiring is None:  # nothing ran in this kernel yet: not worth an import while somebody types
         return []
     try:
-        return [str(run["run_id"]) for run in wiring.runs()[:20]]
+        runs = [run for run in wiring.runs() if argument.bare is None or run["resumable"]]
+        return [str(run["run_id"]) for run in runs[:20]]
     except Exception:
         return []

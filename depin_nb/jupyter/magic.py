@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from functools import partial
 from typing import Any
 
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 
-from depin_nb.core.errors import BudgetExhausted, NoSuchRun, VerificationError
+from depin_nb.core.errors import BudgetExhausted, DepinError, NoSuchRun, UsageError, VerificationError
 
 from .commands import Command
 from .complete import depin_matcher
 from .parser import parse
 from .trouble import install
+
+_offered = False
 
 
 def load(ip: Any) -> None:
@@ -22,6 +25,30 @@ def load(ip: Any) -> None:
     if completer is not None and depin_matcher not in completer.custom_matchers:
         completer.custom_matchers.append(depin_matcher)
     install()
+    _offer()
+
+
+def _offer() -> None:
+    """Says, once a kernel, how a run that was cut short goes on. Never raises: the magics must load."""
+    global _offered
+    from contextlib import suppress
+
+    from depin_nb.core import config
+
+    said = None
+    with suppress(OSError, DepinError):
+        path = config.journal_file()
+        if _offered or not path.exists():
+            return
+        _offered = True
+        import time
+
+        from depin_nb.hub.info import hub_pid
+        from depin_nb.hub.resumable import offer
+
+        said = offer(path, now=time.time(), hub_lives=hub_pid() is not None)
+    if said is not None:
+        print(said)
 
 
 def unload(ip: Any) -> None:
@@ -95,6 +122,27 @@ class DepinMagics(Magics):
 
         _display(runs(wiring.runs()))
 
+    def _attach(self, args: Namespace) -> None:
+        from depin_nb import wiring
+
+        from .following import follow
+
+        run = wiring.attach(args.run or _newest(wiring.runs()))
+        follow(run, self.shell, _session().control if wiring.lives() else None)
+
+    def _logs(self, args: Namespace) -> None:
+        from depin_nb import wiring
+
+        from .following import print_logs
+
+        print_logs(wiring.detached(args.run), follow=args.follow)
+
+    def _bind(self, args: Namespace) -> None:
+        from depin_nb import wiring
+
+        shell: Any = self.shell
+        wiring.detached(args.run).bind(shell.user_ns, partial=args.partial)
+
     def _ledger(self, args: Namespace) -> None:
         from depin_nb import wiring
 
@@ -122,6 +170,11 @@ class DepinMagics(Magics):
     def _stop(self, args: Namespace) -> None:
         self._control(args)
 
+    def _debug(self, _args: Namespace) -> None:
+        from .debugging import post_mortem
+
+        post_mortem(self.shell)
+
     def _control(self, args: Namespace) -> None:
         _session().control(args.run, args.command.name)
 
@@ -137,7 +190,16 @@ class DepinMagics(Magics):
             workers=args.workers,
             inner_steps=args.inner_steps,
             bits=args.bits,
+            resume=args.resume,
+            send=args.send,
+            data=args.data,
         )
+        _together(args)
+        if args.detach:
+            from .tables import detached
+
+            _display(detached(session.detach_cell(cell, shell.user_ns, shell=shell, options=options)))
+            return
         if args.dry_run:
             from .tables import plan
 
@@ -149,7 +211,8 @@ class DepinMagics(Magics):
         state = "failed"
         status = None
         try:
-            status = session.train_cell(cell, shell.user_ns, shell=shell, options=options, on_status=live.update).status
+            train = partial(session.single_cell, limit_s=args.limit) if args.single else session.train_cell
+            status = train(cell, shell.user_ns, shell=shell, options=options, on_status=live.update).status
         except KeyboardInterrupt:
             state = "interrupted"
             raise
@@ -158,6 +221,16 @@ class DepinMagics(Magics):
             raise
         finally:
             live.finish(status, state=state)
+
+
+def _together(args: Namespace) -> None:
+    """Raises UsageError for options that say different things."""
+    given = [name for name in ("detach", "single", "dry_run") if getattr(args, name)] + (["resume"] if args.resume is not None else [])
+    if len(given) > 1:
+        options = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UsageError(f"{options} don't go together", hint="Choose one of them.")
+    if args.limit is not None and not args.single:
+        raise UsageError("--limit is for --single", hint="`%%depin train --single --limit 600` gives a cell ten minutes.")
 
 
 def _session() -> Any:

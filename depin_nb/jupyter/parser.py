@@ -84,8 +84,10 @@ def _argparser(found: Command) -> _Parser:
             given["choices"] = [a.kind(c) for c in a.choices]
         if a.metavar:
             given["metavar"] = a.metavar
-        if not a.is_option and not a.required:
+        if (not a.is_option and not a.required) or a.bare is not None:
             given["nargs"] = "?"
+        if a.bare is not None:
+            given["const"] = a.bare
         parser.add_argument(a.name, **given)
     return parser
 

@@ -20,7 +20,7 @@ from .view import plain_name
 
 if TYPE_CHECKING:
     from depin_nb.ledger.verify import VerifyReport
-    from depin_nb.session import Plan
+    from depin_nb.session import Plan, Run
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _run(row: Mapping[str, Any]) -> list[Cell]:
     return [
         Cell(str(row.get("run_id", ""))),
         Cell(clip(str(row.get("name") or ""), 30)),
-        Cell(str(row.get("state", ""))),
+        Cell(str(row.get("state", "")) + (", can be resumed" if row.get("resumable") else "")),
         Cell(clip(str(row.get("strategy") or ""), 40)),
         Cell(datetime.fromtimestamp(started).strftime("%Y-%m-%d %H:%M") if started else "-"),
         Cell(duration(ended - started) if started and ended else "-"),
@@ -98,6 +98,7 @@ def _run(row: Mapping[str, Any]) -> list[Cell]:
 def plan(made: Plan) -> Shown:
     """What a run would do, and what it would take here and elsewhere, each figure with its tag."""
     facts = card("Plan", [[Cell(heading), Cell(sentence)] for heading, sentence in made.facts()], ["", ""], left=2, prose=True)
+    sent = _leaving(made)
     rows = [
         [
             Cell(row.name + (" (simulated)" if row.simulated else "")),
@@ -111,7 +112,29 @@ def plan(made: Plan) -> Shown:
     heads = ["Where", "Time, estimated", "Cost, estimated", "Tokens, estimated", "List price, quoted"]
     dated = f" List prices of {made.rows[0].dated}." if made.rows else ""
     table = card("One pass of this loop, here and elsewhere", rows, heads, note=f"Nothing was spent.{dated}", left=1)
-    return Shown(facts.html + table.html, f"{facts.text}\n{table.text}")
+    return Shown(facts.html + sent.html + table.html, "\n".join(part.text for part in (facts, sent, table) if part.text))
+
+
+def _leaving(made: Plan) -> Shown:
+    """What leaves this machine, by name: the largest first, many small ones summed up."""
+    items = made.items()
+    if not items:
+        return Shown("", "")
+    rows = [[Cell(part) for part in item] for item in items]
+    note = "To each worker once; a rerun sends only what has changed."
+    return card("What leaves this machine", rows, ["Name", "Kind", "Size"], note=note, left=2)
+
+
+def detached(run: Run) -> Shown:
+    """A run that was just sent off, and what can be done with it."""
+    rows = [
+        [Cell(f"%depin attach {run.run_id}"), Cell("shows it until it ends")],
+        [Cell(f"%depin logs {run.run_id} --follow"), Cell("what it prints")],
+        [Cell(f"%depin stop {run.run_id}"), Cell("ends it with the weights of its last merge")],
+        [Cell(f"%depin bind {run.run_id}"), Cell("waits for it, then brings its weights and names back here")],
+    ]
+    note = "This kernel may end. In a script: depin_nb.attach(...).wait().bind()."
+    return card(f"{run.run_id} {run.status.name} goes on beside the hub", rows, ["", ""], note=note, left=2)
 
 
 def payouts(report: VerifyReport) -> Shown:

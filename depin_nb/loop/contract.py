@@ -21,6 +21,7 @@ class Part:
     logs: tuple[bytes, ...]
     left: bytes = b""
     exit: str = ""
+    drawn: tuple[bytes, ...] = ()  # of a resumed run's: digests of the items that were drawn
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,25 @@ class Entering:
     solo_reason: str | None
     samples: int
     passes: int | None = None  # how often the loops around it will enter this one, where they tell
+    number: int = 0  # of this entry among all of the cell, from 1; one that goes on keeps it
+    generators: bytes = b""  # as they stood before the entry, for a resume; empty for one that goes on
 
 
 class Hub(Protocol):
-    """What leasing needs of the hub; the session implements it over Dask."""
+    """What leasing needs of the hub; the session implements it over Dask. One that resumes a run also has its `past: resume.Past`, and one
+    that was told how datasets travel has `data`, one of `source.WAYS`.
+    """
 
     def choose(self, entering: Entering) -> StrategyConfig: ...
     def planned(self, entering: Entering, strategy: StrategyConfig, shipment: Shipment, probe: Probe, state: State) -> None:
         """Told once per site, before anything is spent; may raise to stop here (a dry run does)."""
+        ...
+
+    def admit(self, shipment: Shipment) -> bool:
+        """Told what an entry's program needs, before the probe; True when other workers remain than `choose` counted on.
+
+        A hub may also have `send`: names that travel although they look like secrets.
+        """
         ...
 
     def open(self, shipment: Shipment, spec: EntrySpec, state: State) -> int:

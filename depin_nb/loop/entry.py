@@ -3,38 +3,53 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import types
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from ..core.codec import decode
-from ..core.errors import ReplayError
-from ..core.lease import EntrySpec, Unit
-from ..core.state import CARRIED, State
+from ..core.errors import DepinError, ReplayError
+from ..core.lease import EntrySpec, StrategyConfig, Unit
+from ..core.state import State
+from . import debug
 from .capture import Shipment
+from .carry import carried_values, refuse_lost
 from .contract import Entering, Part
+from .debug import Trail
+from .failures import users_own
 from .generators import Generators
+from .hooks import put_back
+from .left import unpack_left
 from .objects import write_rng
-from .opening import facts_of, passes_of, probe_entry, ship_entry
+from .opening import admitted, facts_of, may_leave, passes_of, probe_entry, ship_entry
+from .paths import read, split, write
 from .replay import MAX_LOG_BYTES, Replayer
-from .source import Source, holds_remote, pack
+from .resume import Replay, refuse_new
+from .source import Remote, Source, holds_remote, pack
 from .split import RUNTIME
 
 if TYPE_CHECKING:
+    from .analyse import Facts
     from .leasing import Loops
 
 
 class Entry:
     """One entry of one leased loop; the context manager and the iterable of the rewritten `for`."""
 
-    def __init__(self, loops: Loops, number: int, iterable: Any, frame: types.FrameType, before: Generators) -> None:
+    ran_out = False  # the rewritten loop sets it when there was no next pass, as its `else` asks
+
+    def __init__(
+        self, loops: Loops, number: int, iterable: Any, frame: types.FrameType, before: Generators, replay: Replay | None = None
+    ) -> None:
         self.loops, self.number, self.site = loops, number, loops.sites[number]
         self.frame = frame
-        self._before = before
-        self.source = Source(iterable)
+        self._before, self._replaying = before, replay
+        self.turn = loops._entries  # which of the cell's loop entries this is, from 1
+        self.source = Source(iterable, before=before, leaves=may_leave(self.site.loop), way=loops.data)
         self.replayer = Replayer(loops.callees, loops.namespace)
         self.drawn: dict[int, tuple[Any, int]] = {}  # units handed out and not yet replayed
         self.first = self.given = 0  # first iteration of this entry at the hub; how many have been drawn
@@ -42,6 +57,9 @@ class Entry:
         self.opened = False
         self._left: dict[str, Any] = {}
         self._carried: dict[str, Any] = {}
+        self._histories: set[str] = set()
+        self._places: set[str] = set()  # attributes and items that the body gives device-side values
+        self._placed: dict[str, Any] = {}
         self._exit = ""
         self._raising: bytes | None = None
         self.shipment: Shipment | None = None
@@ -61,15 +79,23 @@ class Entry:
                 return space[name]
         raise KeyError(name)
 
+    def remote(self) -> list[str]:
+        """Names that a lost worker's value goes on under, where the notebook half has none of its own: device-side as a whole."""
+        spaces = (self.frame.f_locals, self.frame.f_globals)
+        return [name for name in self._carried if any(isinstance(space.get(name), Remote) for space in spaces)]
+
     def __enter__(self) -> Entry:
         try:
             if self.source.peek() is None:
                 return self
-            self.source.watch_draw()
             self.frame.f_globals[RUNTIME] = self.replayer
-            self._open()
+            if self._replaying is not None:
+                self._replaying.begin(self)
+            else:
+                self._open()
         except BaseException:
             if not self.opened:  # refused, or only planned: then nothing was drawn
+                self.source.finish(0, done=False)
                 self._before.restore()
             raise
         return self
@@ -88,19 +114,31 @@ class Entry:
         facts = facts_of(self)
         loops, source = self.loops, self.source
         total = source.length
-        solo_reason = facts.solo[0] if facts.solo else None
+        solo_reason = facts.solo[0] if facts.solo else self._solo_of_source()
         samples = (source.peek() or next(iter(self.drawn.values()), (None, 1)))[1]
-        entering = Entering(self.site, facts, source.note, total, solo_reason, samples, passes_of(self))
+        before = self._before.to_bytes() if self.first == 0 else b""
+        entering = Entering(self.site, facts, source.note, total, solo_reason, samples, passes_of(self), self.turn, before)
         strategy = loops.hub.choose(entering)
-        self.shipment = shipment = ship_entry(self, facts, strategy)
+        source.settle(solo=strategy.solo)
+        entering = replace(entering, source_note=source.note)
+        shipment = self.ship(facts, strategy)
+        if admitted(loops.hub, shipment):  # fewer workers than it was chosen for can run it
+            strategy = loops.hub.choose(entering)
+            shipment = self.ship(facts, strategy)
         env = {name: self._carried[name] for name in self._carried}
         state = shipment.roots.read({**self.frame.f_locals, **env}, rng=strategy.solo)
         seed = (
             int.from_bytes(np.random.SeedSequence([torch.initial_seed() % 2**63, loops._entries]).generate_state(2).tobytes(), "little")
             >> 1
         )
+        self._trail = Trail(shipment, state, EntrySpec("", (), strategy, total, seed, 0, 0.0, 0))
+        debug.keep(None)
         if self.number not in loops._probes:
             made = probe_entry(self, shipment, state, strategy, seed)
+            if made.keeps and not strategy.solo and self.number not in loops.keeps:
+                loops.keeps[self.number] = tuple(f"line {self.site.line}: {kept}" for kept in made.keeps)
+                self._open()  # one worker must do it: chosen, shipped and probed again
+                return
             loops._probes[self.number] = made
             loops.hub.planned(entering, strategy, shipment, made, state)
             if made.failed is not None:
@@ -118,13 +156,23 @@ class Entry:
             memory_bytes=measured.memory_bytes,
             samples_per_iteration=samples,
             first=self.first,
+            contiguous=facts.leaves,
         )
+        refuse_new(loops.past, self.turn, self.site.line)
         want = loops.hub.open(shipment, spec, state)
         self.opened = True
         pending = [self._unit(index) for index in sorted(self.drawn) if index >= self.first]
         if pending:
             want = loops.hub.feed(pending, closed=False)
         self._feed(max(1, want))
+
+    def ship(self, facts: Facts, strategy: StrategyConfig) -> Shipment:
+        """Makes the notebook half ready for what workers do from here on; also for a replay without any."""
+        self._histories, self._places = facts.histories, facts.placed
+        self.replayer.shared = not strategy.solo
+        self.replayer.held.clear()  # the workers' own copies start from what is shipped now
+        self.shipment = ship_entry(self, facts, strategy)
+        return self.shipment
 
     # --- feeding and replaying ------------------------------------------------------------------------------
 
@@ -139,39 +187,56 @@ class Entry:
                 self.drawn[self.given] = (data, samples)
                 units.append(self._unit(self.given))
                 self.given += 1
+            if not units:
+                break  # the next one has to wait for those that are out
             want = self.loops.hub.feed(units, closed=self._closed())
         if self._closed() and not self._told:
             self._told = True
             self.loops.hub.feed([], closed=True)
 
     _told = False
+    _trail: Trail | None = None
+
+    def _step(self) -> None:
+        """Draws one unit as local iteration would: with the generators where all earlier iterations left them."""
+        write_rng(self.loops.hub.newest())
+        self.source.step()
+        self._feed(1)
 
     def _closed(self) -> bool:
-        self.source.peek()
-        return self.source.ended
+        return self.source.over()
 
     def __iter__(self) -> Iterator[Any]:
-        bar = self.source.bar
-        if bar is None:
-            return self._items()
-        bar.iterable = self._items()
-        return iter(bar)
+        items: Iterator[Any] = self.source.ticking(self._items())
+        return items
 
     def _items(self) -> Iterator[Any]:
+        if self._replaying is not None:
+            yield from self._replaying.items(self)
         if self._raising is not None:
             data, _ = self.source.take(1)[0]
-            yield from self._replay(0, self._raising, data)
+            made = self.loops._probes[self.number]
+            self._take_left(made.left)
+            if made.after is not None:
+                self._load(made.after)  # as far as the iteration came here
+            if self._trail is not None:
+                self._trail.passed(self.replayed, data, 1)
+            yield from self._replay(self.replayed, self._raising, data)
             raise ReplayError("the probe failed in a way that the notebook half did not repeat", detail="probe")
         while self.opened and not self._finished():
+            if self.source.blocked and self.replayed == self.given:
+                self._step()
+                continue
             results = self.loops.hub.results()
             for part in results.parts:
                 yield from self._part(part)
             if results.error is not None:
                 raise results.error
             if results.state == "solo-lost":
-                self._go_on()
+                self._go_on(self.loops.hub.newest())
             else:
                 self._feed(results.want)
+        self.source.failed()
 
     def _finished(self) -> bool:
         return (self._closed() and self.replayed >= self.given) or bool(self._exit)
@@ -181,9 +246,14 @@ class Entry:
             raise ReplayError(f"iteration {self.replayed} is missing", detail=f"got {part.first}")
         self._take_left(part.left)
         self._exit = part.exit
+        if self._trail is not None:
+            self._trail.part()
         for log in part.logs:
-            data, _ = self.drawn.pop(self.replayed)
+            data, samples = self.drawn.pop(self.replayed)
+            if self._trail is not None:
+                self._trail.passed(self.replayed, data, samples)
             index, self.replayed = self.replayed, self.replayed + 1
+            self.source.passed(self.replayed)
             yield from self._replay(index, log, data)
         if part.exit:
             raise ReplayError(f"a worker left the loop by {part.exit}, the notebook did not", detail=part.exit)
@@ -194,27 +264,52 @@ class Entry:
         self.replayer.finish()
 
     def _take_left(self, left: bytes) -> None:
-        values = decode(left, max_bytes=MAX_LOG_BYTES) if left else {}
-        if type(values) is not dict or not all(type(name) is str for name in values):
-            raise ReplayError("the names left behind are malformed", detail="left")
+        modules = self.shipment.roots.modules if self.shipment is not None else {}
+        values = unpack_left(left, modules, self.loops.namespace, max_bytes=MAX_LOG_BYTES)
         self._left.update({name: value for name, value in values.items() if name in self._stored_names()})
+        self._placed.update({path: value for path, value in values.items() if path in self._places})
+        assert self.shipment is not None
+        for name in self.shipment.owned:
+            if name in values:
+                put_back(self.resolve(name), values[name])
+
+    def _place(self, path: str, value: Any) -> None:
+        """Puts a worker's value where the notebook half has none of its own."""
+        space = {**self.frame.f_globals, **self.frame.f_locals}
+        with contextlib.suppress(LookupError, AttributeError, TypeError):
+            if holds_remote(read(space, path)):
+                write(space, path, value)
 
     def _stored_names(self) -> set[str]:
-        return {n.id for n in ast.walk(self.site.loop) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        nodes = list(ast.walk(self.site.loop))
+        defined = {n.name for n in nodes if isinstance(n, ast.FunctionDef)}
+        return defined | {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
 
-    def _go_on(self) -> None:
-        """The one worker of a solo entry is gone: the notebook's bookkeeping is exact, so the loop is shipped again from here."""
-        state = self.loops.hub.newest()
+    def _go_on(self, state: State) -> None:
+        """The one worker of a solo entry is gone, or a killed kernel's run is resumed: the loop is shipped again from here."""
         self._load(state)
-        self._carried = {
-            slot.removeprefix("names/"): tensor
-            for slot, tensor in state.tensors.items()
-            if state.kinds[slot] == CARRIED and slot.startswith("names/")
-        }
+        refuse_lost(state, self._histories)
+        for path, value in carried_values(state).items():
+            root, steps = split(path)
+            if steps:
+                write({root: self.resolve(root)}, path, value)
+            else:
+                self._carried[path] = value
         self.first, self._told = self.replayed, False
-        self._open()
+        if not self.drawn and self.source.blocked:
+            self.source.step()
+        if not self._finished():
+            self._open()
+
+    def _solo_of_source(self) -> str | None:
+        return f"line {self.site.line}: {self.source.solo}" if self.source.solo else None
 
     # --- leaving ----------------------------------------------------------------------------------------------
+
+    def _finish(self, *, done: bool) -> None:
+        self.source.finish(self.replayed, done=done)
+        if done and self.source.end_state is not None:
+            self.source.end_state.restore()
 
     def _load(self, state: State) -> None:
         assert self.shipment is not None
@@ -222,17 +317,32 @@ class Entry:
         write_rng(state)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        space = self.frame.f_globals
+        space, newest = self.frame.f_globals, None
         try:
             if self.opened:
                 reason = "interrupt" if isinstance(error, KeyboardInterrupt) else "done" if self._finished() and error is None else "exit"
                 if error is not None and not isinstance(error, KeyboardInterrupt):
                     reason = "error"
-                self._load(self.loops.hub.close(reason))
+                done = self._finished() and not self._exit and error is None
+                newest = self.loops.hub.close(reason)
+                self._load(newest)
+                self._finish(done=done)
+            elif self._replaying is not None:
+                self._replaying.leave(self, error)
+            else:
+                self._finish(done=error is None)
         finally:
             if space.get(RUNTIME) is self.replayer:
                 del space[RUNTIME]
+            names = {**space, **self.frame.f_locals}  # functions that the body defined are the user's own again
+            self.loops.callees.originals.restore(names[name] for name in self._stored_names() if name in names)
+        for path, value in self._placed.items():
+            self._place(path, value)
         if self.in_cell:
             for name, value in self._left.items():
                 if holds_remote(space.get(name)):
                     space[name] = value
+        if error is not None:
+            users_own(error)
+        if isinstance(error, Exception) and not isinstance(error, DepinError) and self._trail is not None:
+            debug.keep(self._trail.failed(newest))

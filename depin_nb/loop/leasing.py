@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from dataclasses import dataclass, field
 from typing import Any
 
 from .callees import Callees
 from .contract import Hub
+from .counting import passes
 from .entry import Entry
 from .find import Site
 from .generators import Generators
 from .probe import Probe
+from .resume import Past, replay_of
+from .source import Fetching
 from .source import wrap as wrap_source
 
 
@@ -23,18 +27,35 @@ class Loops:
     hub: Hub
     namespace: dict[str, Any]
     callees: Callees = field(default_factory=Callees)
-    zeroes_elsewhere: bool = False
+    keeps: dict[int, tuple[str, ...]] = field(default_factory=dict)  # by site: what only the probe found to be kept beside
     _probes: dict[int, Probe] = field(default_factory=dict)
     _entries: int = 0
 
     wrap = staticmethod(wrap_source)
+    fetching = staticmethod(Fetching)
+    passes = staticmethod(passes)
+    endless = staticmethod(itertools.count)
+
+    @property
+    def data(self) -> str:
+        """Which way datasets travel (`source.WAYS`)."""
+        return str(getattr(self.hub, "data", "auto"))
+
+    @property
+    def past(self) -> Past | None:
+        """What a resumed run did already."""
+        past: Past | None = getattr(self.hub, "past", None)
+        return past
 
     def enter(self, number: int, iterable: Any) -> Entry:
         frame = sys._getframe(1)
         self._entries += 1
         before = Generators(iterable)
+        replay = replay_of(self.past, self._entries)
         try:
-            return Entry(self, number, iterable, frame, before)
+            if replay is not None:
+                before.follow(replay.chapter.generators)
+            return Entry(self, number, iterable, frame, before, replay)
         except BaseException:
             before.restore()
             raise

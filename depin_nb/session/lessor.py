@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ..backends.base import profile
 from ..core.errors import BudgetExhausted, DepinError, HubDied, HubError, NoWorkers
 from ..core.lease import EntrySpec, StrategyConfig, Unit
 from ..core.state import State
@@ -16,13 +15,11 @@ from ..hub.client import HubClient, typed
 from ..loop.capture import Shipment
 from ..loop.contract import Entering, Part, Results
 from ..loop.probe import Probe
-from ..metering import price
-from ..metering.estimate import FleetDevice, estimate
-from ..metering.estimate import Probe as Figures
-from ..training.compress import encode_change
 from ..training.strategy import choose
 from .options import TrainOptions
-from .plan import Plan, kinds
+from .plan import Plan
+from .planning import Fitness, caveats, make_plan
+from .resuming import Journalled
 
 POLL_S = 0.25
 GANG_LEASE_S = 1.0
@@ -54,17 +51,53 @@ class Lessor:
         self.workers = workers[: options.workers] if options.workers else workers
         self.on_status, self.newest_kept, self.dry_run = on_status, newest_kept, dry_run
         self.run_id: str | None = None
+        self.adopted: str | None = None  # a detached run that the notebook has opened: this process goes on with it
         self.entry: int | None = None
         self.status: Status | None = None
         self.plan: Plan | None = None
         self.outcome = ""
+        self.past: Journalled | None = None  # of a resumed run
+        self._entering: Entering | None = None
         self._after = 0
         self._reason = ""
+        self._fitness = Fitness()
         self._sent: set[str] = set()
+        self.sent_bytes = {"blobs": 0, "units": 0}  # what this run has sent to its hub, beside its states
 
     # --- before anything is spent ---------------------------------------------------------------------
 
+    @property
+    def data(self) -> str:
+        """Which way datasets travel (`loop.source.WAYS`)."""
+        return self.options.data
+
+    @property
+    def send(self) -> tuple[str, ...]:
+        """Names that travel although they look like secrets."""
+        return self.options.send
+
+    def go_on(self, run: str) -> None:
+        """Resumes `run` ("": the newest of the same cell): a new run continues it. Raises ResumeError, NoSuchRun, BudgetExhausted."""
+        if not self.workers:
+            raise NoWorkers("no worker has joined the hub")
+        answer = self.client.call(
+            "run_start",
+            name=self.options.name or "",
+            budget=None if self.options.budget is None else self.options.budget.to_dict(),
+            backend=self.backend,
+            source=self.source,
+            workers=self.options.workers,
+            asked=self.options.asked(),
+            resume=run,
+        )
+        self.run_id = answer["run_id"]
+        self.options = self.options.resumed(answer["asked"])
+        self.workers = self.workers[: self.options.workers] if self.options.workers else self.workers
+        self.past = Journalled(self.client, answer["continues"], answer["run_id"], answer["past"])
+        self._tell(answer["status"])
+
     def choose(self, entering: Entering) -> StrategyConfig:
+        self._entering = entering
         requested = None if self.options.strategy == "auto" else self.options.strategy
         strategy, self._reason = choose(
             requested,
@@ -78,17 +111,29 @@ class Lessor:
 
     def planned(self, entering: Entering, strategy: StrategyConfig, shipment: Shipment, probe: Probe, state: State) -> None:
         if probe.failed is None:
-            self.plan = self._plan(entering, strategy, shipment, probe, state)
+            said = caveats(entering, strategy, shipment, self.workers, self._fitness)
+            self.plan = make_plan(
+                entering, strategy, self._reason, shipment, probe, state, workers=self.workers, caveats=said, fitness=self._fitness
+            )
         if self.dry_run:
             if self.plan is None:
                 return  # the iteration itself raises: that is the answer
             raise Planned(self.plan)
         if self.run_id is None and probe.failed is None:
-            self._start(entering, strategy)
+            assert self.plan is not None
+            self._start(entering, strategy, self.plan)
 
-    def _start(self, entering: Entering, strategy: StrategyConfig) -> None:
+    def _start(self, entering: Entering, strategy: StrategyConfig, plan: Plan) -> None:
         if not self.workers:
             raise NoWorkers("no worker has joined the hub")
+        if self.adopted is not None:
+            about: dict[str, Any] = {
+                "strategy": f"{strategy.name}: {self._reason}",
+                "where": entering.site.where(),
+                "passes": entering.passes,
+            }
+            self.run_id = self.client.call("describe", run=self.adopted, notices=plan.notices(), **about)["run_id"]
+            return
         answer = self.client.call(
             "run_start",
             name=self.options.name or entering.site.header(),
@@ -99,54 +144,27 @@ class Lessor:
             source=self.source,
             passes=entering.passes,
             workers=self.options.workers,
-            notices=self.caveats(entering, strategy),
+            notices=plan.notices(),
+            asked=self.options.asked(),
         )
         self.run_id = answer["run_id"]
 
-    def _plan(self, entering: Entering, strategy: StrategyConfig, shipment: Shipment, probe: Probe, state: State) -> Plan:
-        change = len(encode_change(_like(state), state, bits=strategy.bits, include_inner=strategy.bits == 32)[0])
-        iterations = entering.total or 100
-        per_round = max(1, strategy.inner_steps * (1 if strategy.solo else len(self.workers)))
-        merges = -(-iterations // per_round)
-        figures = Figures(probe.flops, probe.seconds, iterations, merges, change, state.nbytes())
-        fleet = [_fleet_device(d.kind) for d in self.workers if d.simulated] or [
-            _fleet_device(k) for k in ("phone", "laptop", "single-board", "phone")
-        ]
-        roots = shipment.roots
-        named: list[tuple[str, str]] = [
-            (label, type(obj).__name__)
-            for group in (roots.modules, roots.optimizers, roots.schedulers, roots.scalers, roots.tensors)
-            for label, obj in group.items()
-        ]
-        return Plan(
-            where=entering.site.where(),
-            strategy=strategy,
-            reason=self._reason,
-            workers=len(self.workers),
-            iterations=entering.total,
-            flops_per_iteration=probe.flops,
-            seconds_per_iteration=probe.seconds,
-            program_bytes=len(shipment.program),
-            blob_bytes=sum(map(len, shipment.blobs.values())),
-            state_bytes=state.nbytes(),
-            change_bytes=change,
-            stays=tuple(f"{name} ({type(value).__name__})" for name, value in shipment.ghosts.items()),
-            ships=kinds(named),
-            caveats=tuple(self.caveats(entering, strategy)),
-            rows=tuple(estimate(figures, price.load(), fleet=fleet, local_workers=1)),
-        )
+    def admit(self, shipment: Shipment) -> bool:
+        """Leaves out the workers that lack packages; True when others remain than were counted on, so that the strategy is chosen anew.
 
-    def caveats(self, entering: Entering, strategy: StrategyConfig) -> list[str]:
-        """What a user should know before and while it runs, each a sentence."""
-        facts, count = entering.facts, len(self.workers)
-        said = [*facts.caveats, *(f"one worker does it all: {reason}" for reason in facts.solo[:1] if count > 1)]
-        if entering.source_note:
-            said.append(entering.source_note)
-        if strategy.name == "sync" and not strategy.solo:
-            said.append(f"each step averages {count} iterations: the effective batch is {count * entering.samples} samples")
-            if facts.stepped:
-                said.append(f"{', '.join(sorted(facts.stepped))} steps once with each of these steps, so {count} times less often")
-        return said
+        Raises NoWorkers, with the names, when none is left.
+        """
+        answer = self.client.call("needs", packages=dict(shipment.manifest.packages))
+        self._fitness = Fitness(answer["lacks"], answer["other"], tuple(answer["uncompiled"]))
+        able = [d for d in self.workers if d.worker_id not in self._fitness.lacks]
+        changed = len(able) != len(self.workers)
+        if changed and not able:
+            raise NoWorkers(
+                f"no worker has what this loop needs: {'; '.join(self._fitness.sentences())}",
+                hint="Install the packages where the workers run, or keep them out of the loop and its dataset.",
+            )
+        self.workers = able
+        return changed
 
     # --- an entry -----------------------------------------------------------------------------------------
 
@@ -157,11 +175,20 @@ class Lessor:
         unsent = [digest for digest in blobs if digest not in self._sent]
         for digest in self.client.call("blob_missing", run=self.run_id, digests=unsent)["missing"]:
             self.client.call("blob_put", run=self.run_id, data=blobs[digest])
+            self.sent_bytes["blobs"] += len(blobs[digest])
         self._sent.update(blobs)
-        spec = replace(spec, program=program, blobs=tuple(shipment.blobs), strategy=self._paced(spec))
-        answer = self.client.call("entry_open", run=self.run_id, spec=spec.to_dict(), state=state.to_bytes())
+        packages = dict(shipment.manifest.packages)
+        spec = replace(spec, program=program, blobs=tuple(shipment.blobs), strategy=self._paced(spec), packages=packages)
+        answer = self.client.call("entry_open", run=self.run_id, spec=spec.to_dict(), state=state.to_bytes(), about=self._about())
         self.entry, self._after = answer["entry"], spec.first
         return 2 * max(1, len(self.workers))
+
+    def _about(self) -> dict[str, Any] | None:
+        """Where the entry stands, for a resume."""
+        e = self._entering
+        if e is None:
+            return None
+        return {"number": e.number, "header": e.site.header(), "where": e.site.where(), "generators": e.generators}
 
     def _paced(self, spec: EntrySpec) -> StrategyConfig:
         """A gang's lease is about a second long, so that prints, displays and an interrupt keep up; its length changes no step."""
@@ -172,11 +199,12 @@ class Lessor:
 
     def feed(self, units: list[Unit], *, closed: bool) -> int:
         wire = [(u.index, u.data, u.samples) for u in units]
+        self.sent_bytes["units"] += sum(len(u.data) for u in units)
         answer = self.client.call("units", run=self.run_id, entry=self.entry, units=wire, closed=closed)
         return int(answer["want"])
 
-    def results(self) -> Results:
-        answer = self.client.call("results", run=self.run_id, entry=self.entry, after=self._after, timeout_s=POLL_S)
+    def results(self, wait_s: float = POLL_S) -> Results:
+        answer = self.client.call("results", run=self.run_id, entry=self.entry, after=self._after, timeout_s=wait_s)
         self._tell(answer["status"])
         parts = tuple(Part(p["first"], tuple(p["logs"]), p["left"], p["exit"]) for p in answer["leases"])
         if parts:
@@ -216,7 +244,7 @@ class Lessor:
 
     def close(self, reason: str) -> State:
         try:
-            self.client.call("entry_close", run=self.run_id, entry=self.entry, reason="exit" if reason == "error" else reason)
+            self.client.call("entry_close", run=self.run_id, entry=self.entry, reason=reason)
         except HubDied:
             pass  # the journal has the last merge
         except DepinError:
@@ -234,16 +262,3 @@ class Lessor:
         answer = self.client.call("run_finish", run=self.run_id, outcome=self.outcome or outcome, message=message)
         self._tell(answer["status"])
         return self.status
-
-
-def _fleet_device(kind: str) -> FleetDevice:
-    p = profile(kind)
-    return FleetDevice(p.name, p.speed, p.up_mbit_s * 1e6, p.down_mbit_s * 1e6, p.latency_ms / 1e3)
-
-
-def _like(state: State) -> State:
-    """A base that differs from `state` everywhere: for the size of a change before there is one."""
-    import torch
-
-    tensors = {slot: torch.full_like(t, 1) if t.dtype.is_floating_point else t for slot, t in state.tensors.items()}
-    return State(tensors, dict(state.kinds), dict(state.plain))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..core.amount import Amount
+
+_OWN = ("budget", "name", "resume")  # of one run alone
 
 
 @dataclass(frozen=True)
@@ -13,6 +15,8 @@ class TrainOptions:
     """`strategy`: auto, sync or local. `budget`: the most that the run may spend (None: the session's). `workers`: at most so many.
 
     `inner_steps`: steps between merges; `bits`: how changes travel (4, 8, 32); None: chosen.
+    `data`: how datasets travel: auto, whole, samples (of each lease) or worker (built there from its own files).
+    `send`: names that travel to workers although they look like secrets. `resume`: the run that is continued ("": the newest one of the same cell); what isn't given is as it was there.
     """
 
     strategy: str = "auto"
@@ -21,7 +25,25 @@ class TrainOptions:
     workers: int | None = None
     inner_steps: int | None = None
     bits: int | None = None
+    resume: str | None = None
+    send: tuple[str, ...] = ()
+    data: str = "auto"
+
+    def asked(self) -> dict[str, Any]:
+        """What was given of that which a resumed run keeps, as plain data."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _OWN and getattr(self, f.name) != f.default}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items() if _plain(value)}
+
+    def resumed(self, asked: dict[str, Any]) -> TrainOptions:
+        """These options, with those of the run that is resumed (`asked()` of then) where none was given."""
+        names = {f.name: f.default for f in fields(self) if f.name not in _OWN}
+        kept: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in asked.items() if name in names}
+        return replace(self, **{name: v for name, v in kept.items() if getattr(self, name) == names[name]})
 
     def tuning(self) -> dict[str, Any]:
         """The strategy's own options that were given."""
         return {k: v for k, v in (("inner_steps", self.inner_steps), ("bits", self.bits)) if v is not None}
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, (bool, int, float, str)) or (isinstance(value, tuple) and all(map(_plain, value)))

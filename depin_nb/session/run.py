@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..core.state import BUFFER, COUNTER, PARAM, State
@@ -15,13 +15,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class Run:
-    """`status` is the last one known; `load_state` reads the newest merged version."""
+    """`status` is the last one known; `load_state` reads the newest merged version.
+
+    `sent_bytes`: what this kernel sent the hub for it: `blobs` (programs and data, each content once) and `units` (indices or samples).
+    """
 
     run_id: str
     status: Status
     load_state: Callable[[], State]
     losses: tuple[tuple[float, float], ...] = ()
     result: Any = None  # what the trained function returned
+    sent_bytes: dict[str, int] = field(default_factory=dict)
 
     @property
     def state(self) -> str:

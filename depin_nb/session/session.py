@@ -24,10 +24,13 @@ from ..hub.info import HubInfo
 from ..hub.journal import Journal
 from ..loop.cell import LeasedCell, LeasedFunction
 from ..metering import price
+from . import sending
+from .detached import DetachedRun
 from .lessor import Lessor, Planned
 from .options import TrainOptions
 from .plan import Plan
 from .run import Run
+from .single import LIMIT_S, Single
 
 JOIN_TIMEOUT_S = 60.0  # importing torch on a loaded two-core machine took 15 s at worst
 
@@ -101,22 +104,45 @@ class Session:
         workers: int | None = None,
         inner_steps: int | None = None,
         bits: int | None = None,
+        resume: str | None = None,
+        send: tuple[str, ...] = (),
+        data: str = "auto",
+        background: bool = False,
         on_status: Callable[[Status], None] = lambda status: None,
     ) -> Run:
         """Runs an ordinary function that holds (or calls) a training loop, with that loop on the workers.
 
-        The function's own objects are trained, in place. Raises what the loop raises, RefusedLoop for one that can't be leased,
-        BudgetExhausted, NoWorkers, HubDied.
+        The function's own objects are trained, in place. `data`: how datasets travel (auto, whole, samples, worker). `resume`: a run of the same function that was cut short ("": the newest): what it
+        did is replayed, without being computed or paid again, and training goes on from there. `send`: names that travel to workers although
+        they look like secrets. Raises what the loop raises, RefusedLoop for one that can't be leased,
+        BudgetExhausted, NoWorkers, HubDied, ResumeError.
+
+        `background`: returns at once; the function goes on in a process beside the hub, on copies of the objects that it uses, and
+        `run.bind()` brings back into them what it left; what it returned is then `run.result`. See `detached`.
         """
         cap = parse(budget) if isinstance(budget, str) else budget
-        options = TrainOptions(strategy, cap, name, workers, inner_steps, bits)
+        options = TrainOptions(strategy, cap, name, workers, inner_steps, bits, resume, send=tuple(send), data=data)
         cell = LeasedFunction(function)
+        if background:
+            return sending.detach_function(self, cell, options)
         return self._train(cell, cell.call, options, cell.sites[0].source, on_status)
 
     def estimate(self, function: Callable[[], Any], **options: Any) -> Plan:
         """What `train` would do: strategy, bytes, time, cost and tokens, here and elsewhere side by side. Spends nothing."""
         cell = LeasedFunction(function)
         return self._plan(cell, cell.call, TrainOptions(**options), cell.sites[0].source)
+
+    @staticmethod
+    def debug() -> None:
+        """Raises the newest failure again: its iterations run here, on copies, so that `pdb.pm()` stands at the user's own line.
+
+        Returns when the failure doesn't repeat here. Raises UsageError when nothing has failed.
+        """
+        from ..loop import debug
+
+        error = debug.rerun()
+        if error is not None:
+            raise error
 
     def train_cell(
         self, source: str, namespace: dict[str, Any], *, shell: Any, options: TrainOptions, on_status: Callable[[Status], None]
@@ -125,6 +151,36 @@ class Session:
         cell, filename = self._cell(source, namespace, shell)
         return self._train(cell, lambda lessor: cell.run(lessor, _executor(filename, namespace)), options, source, on_status)
 
+    def train_adopted(self, source: str, namespace: dict[str, Any], filename: str, options: TrainOptions, *, run_id: str) -> Run:
+        """A detached cell in its own process, for a run that the notebook has opened."""
+        cell = LeasedCell(source, namespace, filename)
+        execute = _executor(filename, namespace)
+        return self._train(cell, lambda lessor: cell.run(lessor, execute), options, source, lambda status: None, adopted=run_id)
+
+    def detach_cell(self, source: str, namespace: dict[str, Any], *, shell: Any, options: TrainOptions) -> DetachedRun:
+        """Sends a cell off into a process beside the hub, with a copy of the names that it uses; returns at once. See `detached`.
+
+        Raises RefusedLoop as `train_cell` does, ShipError naming what no copy can be made of, NoWorkers.
+        """
+        cell, filename = self._cell(source, namespace, shell)
+        return sending.detach(self, cell, filename, options, namespace)
+
+    def single_cell(
+        self,
+        source: str,
+        namespace: dict[str, Any],
+        *,
+        shell: Any,
+        options: TrainOptions,
+        on_status: Callable[[Status], None],
+        limit_s: float | None = None,
+    ) -> Run:
+        """The whole cell on one worker, whatever it holds; names come back at its end, all together. See `single`."""
+        text, filename = self._text(source, shell)
+        lessor = self._lessor(options, source, on_status, dry_run=False)
+        cell = Single(ast.parse(text, filename), filename, namespace, lessor, limit_s or LIMIT_S)
+        return self._led(lessor, lambda lessor: cell.run())
+
     def plan_cell(self, source: str, namespace: dict[str, Any], *, shell: Any, options: TrainOptions) -> Plan:
         """The plan of a cell; the cell runs up to its loop, on a copy of the namespace."""
         copy = dict(namespace)
@@ -132,16 +188,22 @@ class Session:
         return self._plan(cell, lambda lessor: cell.run(lessor, _executor(filename, copy)), options, source)
 
     def _cell(self, source: str, namespace: dict[str, Any], shell: Any) -> tuple[LeasedCell, str]:
-        if shell is not None:
-            source = shell.transform_cell(source)
-            filename = shell.compile.cache(source, shell.execution_count, raw_code=source)
-        else:
-            filename = f"<depin cell {abs(hash(source))}>"
-            linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+        source, filename = self._text(source, shell)
         return LeasedCell(source, namespace, filename), filename
 
+    @staticmethod
+    def _text(source: str, shell: Any) -> tuple[str, str]:
+        """A cell's text as Python, and the name that its lines are known by."""
+        if shell is not None:
+            source = shell.transform_cell(source)
+            return source, shell.compile.cache(source, shell.execution_count, raw_code=source)
+        filename = f"<depin cell {abs(hash(source))}>"
+        linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+        return source, filename
+
     def _lessor(self, options: TrainOptions, source: str, on_status: Callable[[Status], None], *, dry_run: bool) -> Lessor:
-        options = replace(options, budget=self.budget if options.budget is None else options.budget)
+        if options.resume is None:  # else what the run has left of its own
+            options = replace(options, budget=self.budget if options.budget is None else options.budget)
         workers = [d for d in self.workers() if d.state not in ("lost", "left")]
         if not workers and not dry_run:
             raise NoWorkers("no worker has joined the hub")
@@ -166,9 +228,23 @@ class Session:
         )
 
     def _train(
-        self, cell: LeasedCell, run: Callable[[Lessor], Any], options: TrainOptions, source: str, on_status: Callable[[Status], None]
+        self,
+        cell: LeasedCell,
+        run: Callable[[Lessor], Any],
+        options: TrainOptions,
+        source: str,
+        on_status: Callable[[Status], None],
+        *,
+        adopted: str | None = None,
     ) -> Run:
         lessor = self._lessor(options, source, on_status, dry_run=False)
+        lessor.adopted = adopted
+        if options.resume is not None:
+            self._go_on(lessor, options)
+        return self._led(lessor, run)
+
+    def _led(self, lessor: Lessor, run: Callable[[Lessor], Any]) -> Run:
+        """Runs, and ends the run whatever comes of it."""
         try:
             result = run(lessor)
         except KeyboardInterrupt:
@@ -181,7 +257,13 @@ class Session:
         if status is None:
             raise NoWorkers("the cell's loop had no iterations, so nothing was leased", hint="Is the loader empty?")
         run_id = status.run_id
-        return Run(run_id, status, lambda: newest_kept(run_id), result=result)
+        return Run(run_id, status, lambda: newest_kept(run_id), result=result, sent_bytes=dict(lessor.sent_bytes))
+
+    def _go_on(self, lessor: Lessor, options: TrainOptions) -> None:
+        lessor.go_on(options.resume or "")
+        status = lessor.status
+        if self.budget is not None and status is not None and status.budget is None:  # there was none: this session's holds
+            self.control(status.run_id, "budget", self.budget)
 
     @staticmethod
     def _finish(lessor: Lessor, outcome: str, message: str = "") -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from typing import Any
 
 from ..backends.base import DeviceProfile
+from ..core.packages import MAX_PACKAGES
 
 MIN_WAIT_S = 0.001  # shorter waits are saved up: the system's timer isn't finer
 
@@ -27,7 +28,21 @@ def facts(name: str, profile: DeviceProfile, backend: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": version("torch"),
         "pid": os.getpid(),
+        "packages": _packages(),
+        "compiles": _compiles(),
     }
+
+
+def _packages() -> dict[str, str]:
+    """{distribution: version} of what is installed here, so that a plan can say which worker lacks what a loop needs."""
+    found = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
+    return dict(sorted(found.items())[:MAX_PACKAGES])
+
+
+def _compiles() -> bool:
+    from ..loop.compiled import can_compile
+
+    return can_compile()
 
 
 def _memory_bytes() -> int:

@@ -182,8 +182,18 @@ class LeaseRunner:
             def blob(digest: str) -> bytes:
                 return self._blobs.get(digest, lambda: self._ask("depin_blob", go, run=lease.run_id, digest=digest)["data"])
 
-            seat.half = self._opener(blob(seat.spec.program), blob)
+            program = blob(seat.spec.program)
+            seat.half = self._whole(program, blob, lease, go) if seat.spec.limit_s else self._opener(program, blob)
         return seat
+
+    def _whole(self, program: bytes, blob: Callable[[str], bytes], lease: Lease, go: Go) -> Half:
+        """A whole cell: what it says goes to the hub as it comes."""
+        from ..loop.whole import WholeHalf
+
+        def say(data: bytes) -> None:
+            self._ask("depin_say", go, run=lease.run_id, lease=lease.lease_id, data=data)
+
+        return WholeHalf(program, blob, say)
 
     def _base(self, lease: Lease, seat: Seat, go: Go) -> State:
         """The lease's base version, loaded into the half. A solo worker that stands there goes on in its living objects."""

@@ -5,7 +5,7 @@ import linecache
 import threading
 import time
 
-from inprocess import _run
+from inprocess import parts_of, run_in_folder
 
 from depin_nb.core import config
 from depin_nb.hub.journal import Journal
@@ -27,7 +27,9 @@ def eventually(condition, what):
 class Trained:
     """What a leased cell left: namespace, printed text, generators, the exception, the statuses it was shown, its run."""
 
-    def __init__(self, session, setup, cell, **options):
+    def __init__(self, session, setup, cell=None, **options):
+        """`setup` may be a whole `Cell` of the catalogue."""
+        setup, cell, files = parts_of(setup, cell)
         self.statuses = []
         self.run = None
 
@@ -37,7 +39,8 @@ class Trained:
 
         self.error = None
         try:
-            self.namespace, self.text, self.generators, self.error = _run(setup, train)
+            self.ran = run_in_folder(setup, train, files)
+            self.namespace, self.text, self.generators, self.error = self.ran
         except KeyboardInterrupt as interrupt:
             self.error = interrupt
             self.text = None

@@ -133,6 +133,9 @@ class TrainOptions:
     workers: int | None
     inner_steps: int | None
     bits: int | None
+    resume: str | None = None
+    send: tuple[str, ...] = ()
+    data: str = "auto"
 
 
 class RecordedSession:

@@ -1,67 +1,32 @@
-"""A hub for unit tests of the loop package: the real worker half, in this process, one after the other."""
+"""Cells run here: as they are (`local`), and leased to a hub in this process (`leased`) whose workers are the real worker halves."""
 
 import ast
 import contextlib
+import importlib
 import io
 import linecache
+import logging
+import os
 import random
+import re
+import sys
+import tempfile
+import warnings
 
 import numpy as np
 import torch
+from hubs import InProcessHub, SpreadHub
 
-from depin_nb.core.lease import Lease, StrategyConfig
-from depin_nb.core.state import State
 from depin_nb.loop.cell import LeasedCell
-from depin_nb.loop.contract import Part, Results
-from depin_nb.loop.record import WorkerHalf
+
+_BAR = re.compile(r"[^\r\n]*(it/s|s/it|\?it)[^\r\n]*[\r\n]?")
 
 
-class InProcessHub:
-    """Solo and `sync`; `lose_after` leases the worker is lost once, as a killed process would be."""
+class Ran(tuple):
+    """(namespace, printed text, generators, exception) of a cell, and a leased one's hub; `errors`: stderr; `warned`: its warnings."""
 
-    def __init__(self, *, lease=3, lose_after=None, solo=True):
-        self.lease, self.lose_after, self.solo = lease, lose_after, solo
-        self.plans, self.leases, self.entries, self.probes = [], [], 0, []
-
-    def choose(self, entering):
-        self.plans.append(entering)
-        return StrategyConfig(solo=self.solo)
-
-    def planned(self, entering, strategy, shipment, probe, state):
-        self.probes.append(probe)
-
-    def open(self, shipment, spec, state):
-        self.entries += 1
-        self.half = WorkerHalf(shipment.program, shipment.blobs.__getitem__)
-        self.half.load(State.from_bytes(state.to_bytes()))
-        self.state, self.spec, self.queue, self.exited = state, spec, [], False
-        return self.lease
-
-    def feed(self, units, *, closed):
-        self.queue += units
-        self.closed = closed
-        return 0 if self.exited else max(0, self.lease - len(self.queue))
-
-    def results(self):
-        if self.lose_after is not None and len(self.leases) >= self.lose_after:
-            self.lose_after = None
-            return Results(state="solo-lost")
-        units, self.queue = self.queue[: self.lease], self.queue[self.lease :]
-        if not units:
-            return Results(want=self.lease)
-        final = self.closed and not self.queue
-        outcome = self.half.run(Lease(f"l{len(self.leases)}", "r", 0, 0, tuple(units), final=final), self.spec)
-        self.leases.append([u.index for u in units[: outcome.done]])
-        self.state = State.from_bytes(self.half.state().to_bytes())
-        self.exited = bool(outcome.exit)
-        return Results((Part(units[0].index, tuple(outcome.logs), outcome.left, outcome.exit),), want=self.lease)
-
-    def newest(self):
-        return self.state
-
-    def close(self, reason):
-        self.reason = reason
-        return self.state
+    errors = ""
+    warned = ()
 
 
 def seed(value=0):
@@ -75,35 +40,87 @@ def generators():
     return torch.get_rng_state().tolist(), random.getstate(), numpy[1].tolist(), numpy[2]
 
 
+def local(setup, code=None):
+    """A cell (`Cell`, or its setup and code) in this process: its namespace, text, generators, and the exception if it raised one."""
+    setup, code, files = parts_of(setup, code)
+    return run_in_folder(setup, lambda ns: exec(compile(code, "<cell>", "exec"), ns), files)
+
+
+def leased(setup, code=None, *, workers=1, **options):
+    """The same through a hub: with one worker exact, with several `local`, where the analysis allows it."""
+    setup, code, files = parts_of(setup, code)
+    hub = SpreadHub(workers, **options) if workers > 1 else InProcessHub(**options)
+    _remember("<cell>", code)
+
+    def run(ns):
+        LeasedCell(code, ns, "<cell>").run(hub, lambda tree: exec(compile(ast.fix_missing_locations(tree), "<cell>", "exec"), ns))
+
+    ran = run_in_folder(setup, run, files)
+    result = Ran((*ran, hub))
+    result.errors, result.warned = ran.errors, ran.warned
+    return result
+
+
+def parts_of(setup, code):
+    """(setup, code, files) of a `Cell`, or of a setup and its code."""
+    return (setup.setup, setup.code, setup.files) if code is None else (setup, code, {})
+
+
 def _remember(name, text):
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
 
 
-def local(setup, cell):
-    """The cell in this process: its namespace, printed text, generators, and the exception if it raised one."""
-    return _run(setup, lambda ns: exec(compile(cell, "<cell>", "exec"), ns))
-
-
-def leased(setup, cell, **options):
-    hub = InProcessHub(**options)
-    _remember("<cell>", cell)
-
-    def run(ns):
-        LeasedCell(cell, ns, "<cell>").run(hub, lambda tree: exec(compile(ast.fix_missing_locations(tree), "<cell>", "exec"), ns))
-
-    return *_run(setup, run), hub
-
-
-def _run(setup, run):
+def run_in_folder(setup, run, files=None):
+    """Executes the setup, then `run(namespace)`, in a folder of its own that holds `files` and is first on sys.path."""
     namespace = {"__name__": "__main__"}
     name = f"<setup {hash(setup)}>"
     _remember(name, setup)
-    seed()
-    exec(compile(setup, name, "exec"), namespace)
-    text, error = io.StringIO(), None
-    with contextlib.redirect_stdout(text):
+    text, errors, error = io.StringIO(), io.StringIO(), None
+    with beside(files or {}), warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with contextlib.redirect_stdout(text), contextlib.redirect_stderr(errors):
+            seed()
+            exec(compile(setup, name, "exec"), namespace)
+            marks = text.tell(), errors.tell(), len(warned)
+            try:
+                run(namespace)
+            except Exception as raised:
+                error = raised
+            after = generators()
+    ran = Ran((namespace, text.getvalue()[marks[0] :], after, error))
+    ran.errors = _BAR.sub("", errors.getvalue()[marks[1] :]).strip("\r\n")
+    # C++ says some once a process; files are closed when the garbage collector comes by
+    kept = [w for w in warned[marks[2] :] if "Triggered internally" not in str(w.message) and w.category is not ResourceWarning]
+    ran.warned = [(w.category.__name__, str(w.message)) for w in kept]
+    return ran
+
+
+@contextlib.contextmanager
+def beside(files):
+    """A folder as the notebook's own: it holds `files`, is the working directory and first on sys.path. Gone afterwards, as are its modules
+    and what a cell did to logging."""
+    before, root = set(sys.modules), logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    with tempfile.TemporaryDirectory() as folder:
+        for name, source in files.items():
+            path = os.path.join(folder, name if os.path.splitext(name)[1] else f"{name}.py")
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(source)
+        folder = os.path.realpath(folder)
+        sys.path.insert(0, folder)
+        importlib.invalidate_caches()
         try:
-            run(namespace)
-        except Exception as raised:
-            error = raised
-    return namespace, text.getvalue(), generators(), error
+            with contextlib.chdir(folder):
+                yield folder
+        finally:
+            sys.path.remove(folder)
+            for module in set(sys.modules) - before:
+                if (getattr(sys.modules[module], "__file__", None) or "").startswith(folder + os.sep):
+                    del sys.modules[module]
+            sys.path_importer_cache.pop(folder, None)
+            linecache.checkcache()
+            root.handlers[:], root.level = handlers, level
+
+
+__all__ = ["InProcessHub", "Ran", "SpreadHub", "beside", "generators", "leased", "local", "parts_of", "run_in_folder", "seed"]

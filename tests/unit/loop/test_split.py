@@ -1,49 +1,57 @@
-"""One worker, `sync`: the leased cell leaves bit for bit what the local one leaves."""
+"""One worker, `sync`: a leased cell leaves bit for bit what the local one leaves, also when that worker is lost."""
+
+from functools import cache
+from itertools import pairwise
 
 import pytest
-import torch
-from cells import CELLS, SETUP
+from catalogue import catalogue
+from comparing import compare
+from holding import exact
 from inprocess import leased, local
-from torch.optim import Optimizer
 
-from depin_nb.core.codec import encode
-from depin_nb.loop.values import detached, is_value
-
-IGNORED = {"start", "took", "log", "group", "__builtins__"}  # clocks, files, and a param group that is a copy
+CELLS = catalogue()
+_local = cache(lambda name: local(CELLS[name]))
 
 
-def compare(ours, theirs):
-    """Names, plain values, tensors, modules and optimizers of two namespaces."""
-    assert set(ours) == set(theirs)
-    for name in set(ours) - IGNORED:
-        a, b = ours[name], theirs[name]
-        if isinstance(a, torch.nn.Module):
-            assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)), name
-        elif isinstance(a, Optimizer):
-            states = [list(o.state[p].items()) for o in (a, b) for g in o.param_groups for p in g["params"]]
-            half = len(states) // 2
-            for x, y in zip(states[:half], states[half:], strict=True):
-                assert encode(dict(sorted(x))) == encode(dict(sorted(y))), name
-        elif isinstance(a, torch.Tensor):
-            assert torch.equal(a, b), name
-        elif is_value(a):
-            assert repr(a) == repr(b), name
-        elif isinstance(a, (list, dict)):
-            assert encode(detached(a)) == encode(detached(b)), name
-        elif type(a).__name__ in ("AverageMeter", "Trainer"):
-            assert {k: v for k, v in vars(a).items() if is_value(v)} == {k: v for k, v in vars(b).items() if is_value(v)}, name
+def same(name, **options):
+    """Runs a cell leased and compares everything with the local run; the hub."""
+    there = leased(CELLS[name], **options)
+    if there[3] is not None and _local(name)[3] is None:
+        raise there[3]
+    exact(_local(name), there, CELLS[name].ignored)
+    return there[4]
 
 
 @pytest.mark.parametrize("name", CELLS)
 def test_exact(name):
-    ours, text, generators, error = local(SETUP, CELLS[name])
-    assert error is None
-    theirs, leased_text, leased_generators, leased_error, hub = leased(SETUP, CELLS[name])
-    if leased_error is not None:
-        raise leased_error
-    assert leased_text == text
-    compare(ours, theirs)
-    assert leased_generators == generators
-    assert theirs["alias"] is theirs["model"]
-    assert hub.entries >= 1
-    assert not [n for n in theirs if n.startswith("__depin")]
+    assert same(name).entries >= 1
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_lost_worker(name):
+    """The one worker is lost after its first lease."""
+    hub = same(name, lease=2, lose_after=1)
+    assert hub.lose_after is None or len(hub.leases) == 1
+    seen = [index for lease in hub.leases for index in lease]
+    assert all(b == a + 1 or b == 0 for a, b in pairwise(seen)), seen
+
+
+FIRST = """
+for i, (x, y) in enumerate(loader):
+    opt.zero_grad()
+    loss = criterion(model(x), y)
+    loss.backward()
+    opt.step()
+    raise ValueError(i)
+"""
+
+
+def test_an_exception_in_the_first_iteration_leaves_what_it_left_here():
+    """The probe meets it, so nothing is leased; names, weights and generators are as far as the iteration came."""
+    setup = CELLS["plain"].setup
+    there = leased(setup, FIRST)
+    exact(local(setup, FIRST), there)
+    assert there[4].entries == 0
+
+
+__all__ = ["compare"]

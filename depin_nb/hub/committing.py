@@ -43,7 +43,7 @@ class Merged:
 
 
 def cost_of(hub: Coordinator, entry: Entry, record: LeaseRecord) -> tuple[int, Amount]:
-    """(FLOPs, DPN) of an accepted lease: the probe's figure for each iteration done (or a whole cell's time), never what the worker says."""
+    """(FLOPs, DPN) of an accepted lease: the probe's figure for each iteration done (or a cell's time), never what the worker says."""
     assert record.report is not None
     flops = entry.spec.flops_per_iteration * record.report.done
     if limit_s := entry.spec.limit_s:

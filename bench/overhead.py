@@ -20,7 +20,7 @@ from depin_nb.core.lease import EntrySpec, Lease, StrategyConfig, Unit
 from depin_nb.core.state import State
 from depin_nb.loop.cell import LeasedCell
 from depin_nb.loop.contract import Part, Results
-from depin_nb.loop.record import WorkerHalf
+from depin_nb.loop.halves.record import WorkerHalf
 
 SETUP = """
 import torch, torch.nn as nn, torch.nn.functional as F

@@ -125,6 +125,9 @@ def decode(data: bytes | bytearray | memoryview, *, max_bytes: int | None = None
         raise CodecError(f"malformed: {type(error).__name__}") from None
 
 
+_SCALARS = frozenset({int, float, str, bool, bytes, type(None)})
+
+
 def _unpackb(data: bytes | memoryview) -> Any:
     return msgpack.unpackb(data, raw=False, strict_map_key=False, use_list=True)
 
@@ -141,7 +144,7 @@ def _unpack(value: Any, buffers: list[memoryview | None], depth: int) -> Any:
     if depth > MAX_DEPTH:
         raise CodecError(f"a value nests deeper than {MAX_DEPTH}")
     if isinstance(value, list):
-        return [_unpack(v, buffers, depth + 1) for v in value]
+        return [v if type(v) in _SCALARS else _unpack(v, buffers, depth + 1) for v in value]
     if isinstance(value, dict):
         if set(value) != {"d"}:
             raise CodecError("a mapping is malformed")

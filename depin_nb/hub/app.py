@@ -84,11 +84,16 @@ class Hub:
         self._plugin = CoordinatorPlugin(self._parts.coordinator)
         self.fleet.scheduler.add_plugin(self._plugin)
         await self._plugin.start(self.fleet.scheduler)
-        for op, method in (("depin_hub", self.describe), ("depin_scale", self.scale), ("depin_shutdown", self.shutdown)):
-            handlers[op] = answering(method)
         self._detached = Detached(self._parts.coordinator)
-        for op, method in (("depin_detach", self._detached.detach), ("depin_describe", self._detached.describe)):
-            handlers[op] = answering(method)
+        operations: dict[str, Callable[..., Any]] = {
+            "hub": self.describe,
+            "scale": self.scale,
+            "shutdown": self.shutdown,
+            "detach": self._detached.detach,
+            "describe": self._detached.describe,
+        }
+        for op, method in operations.items():
+            handlers[f"depin_{op}"] = answering(method)
         await self.api.start()
         self.info = HubInfo(
             hub_id=self.hub_id,

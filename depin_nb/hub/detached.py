@@ -100,7 +100,7 @@ class Detached:
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended by itself (exit {code})"
         if not run.ended:
             log.warning("the process of %s %s", run.run_id, how)
-            await self._hub.finish(run, "failed", f"its process {how}; its weights are those of the last merge")
+            await self._hub.finish(run, "failed", f"its process {how}; its weights are those of the last merge", cut=True)
 
     async def close(self) -> None:
         """Asks every process to write what it has and to end, then kills it."""

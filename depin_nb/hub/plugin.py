@@ -82,7 +82,9 @@ class CoordinatorPlugin(SchedulerPlugin):
                 self.coordinator.kernel.lost(run)
 
     def _connected(self, run: str) -> bool:
-        return not all(comm.closed() for comm in self._kernels.get(run, ()))
+        active = self.coordinator.runs.get(run)
+        detached = active is not None and active.interrupt is not None  # its process watches over it, also before its first call
+        return detached or not all(comm.closed() for comm in self._kernels.get(run, ()))
 
     async def start(self, scheduler: Scheduler) -> None:
         """Also called by Dask when the plugin is registered by RPC; twice does no harm."""

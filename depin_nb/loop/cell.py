@@ -9,13 +9,13 @@ from contextlib import ExitStack
 from typing import Any
 
 from ..core.errors import RefusedLoop
-from .callees import Callees
 from .contract import Hub
-from .find import Found, Site, find
+from .find.reach import parse_function
+from .find.sites import Found, Site, find
+from .find.unsupported import refuse_unsupported
 from .leasing import Loops
-from .reach import parse_function
-from .rewrite import LOOPS, rewrite_function, rewrite_tree
-from .unsupported import refuse_unsupported
+from .split.callees import Callees
+from .split.rewrite import LOOPS, rewrite_function, rewrite_tree
 
 
 class LeasedCell:

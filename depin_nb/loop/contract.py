@@ -7,10 +7,10 @@ from typing import Protocol
 
 from ..core.lease import EntrySpec, StrategyConfig, Unit
 from ..core.state import State
-from .analyse import Facts
-from .capture import Shipment
-from .find import Site
+from .analysis.analyse import Facts
+from .find.sites import Site
 from .probe import Probe
+from .ship.capture import Shipment
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ import torch
 from ..core.errors import UsageError
 from ..core.lease import EntrySpec, Lease, Unit
 from ..core.state import State
-from .byvalue import nbytes
-from .capture import Shipment
-from .failures import is_user_file, users_own
-from .record import WorkerHalf
+from .halves.byvalue import nbytes
+from .halves.failures import is_user_file, users_own
+from .halves.record import WorkerHalf
+from .ship.capture import Shipment
 from .source import pack
 
 MAX_KEPT_BYTES = 64 << 20  # of items that travelled by value; beyond that the iterations before the failing lease can't be repeated
@@ -66,7 +66,9 @@ class Trail:
 
 def _size(data: Any) -> int:
     """About how many bytes a unit's data takes; most are lists of indices."""
-    return 8 * len(data) if type(data) is list and data and type(data[0]) is int else nbytes(data)
+    if type(data) is not list:
+        return nbytes(data)
+    return 8 * len(data) if data and type(data[0]) is int else sum(map(_size, data))
 
 
 _last: list[Failed] = []

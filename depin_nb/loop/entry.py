@@ -16,24 +16,24 @@ from ..core.errors import DepinError, ReplayError
 from ..core.lease import EntrySpec, StrategyConfig, Unit
 from ..core.state import State
 from . import debug
-from .capture import Shipment
-from .carry import carried_values, refuse_lost
 from .contract import Entering, Part
 from .debug import Trail
-from .failures import users_own
 from .generators import Generators
-from .hooks import put_back
-from .left import unpack_left
-from .objects import write_rng
+from .halves.failures import users_own
+from .halves.left import unpack_left
+from .halves.replay import MAX_LOG_BYTES, Replayer
 from .opening import admitted, facts_of, may_leave, passes_of, probe_entry, ship_entry
 from .paths import read, split, write
-from .replay import MAX_LOG_BYTES, Replayer
 from .resume import Replay, refuse_new
+from .ship.capture import Shipment
+from .ship.carry import carried_values, refuse_lost
+from .ship.hooks import put_back
+from .ship.objects import write_rng
 from .source import Remote, Source, holds_remote, pack
-from .split import RUNTIME
+from .split.instrument import RUNTIME
 
 if TYPE_CHECKING:
-    from .analyse import Facts
+    from .analysis.analyse import Facts
     from .leasing import Loops
 
 

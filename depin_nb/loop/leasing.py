@@ -7,16 +7,16 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from .callees import Callees
 from .contract import Hub
-from .counting import passes
 from .entry import Entry
-from .find import Site
+from .find.counting import passes
+from .find.sites import Site
 from .generators import Generators
 from .probe import Probe
 from .resume import Past, replay_of
 from .source import Fetching
 from .source import wrap as wrap_source
+from .split.callees import Callees
 
 
 @dataclass

@@ -12,13 +12,13 @@ import torch
 
 from ..core.lease import StrategyConfig, Unit
 from ..core.state import State
-from .analyse import Facts, analyse
-from .capture import Shipment, ship
+from .analysis.analyse import Facts, analyse
+from .find.reach import functions_within, global_names
+from .find.syntax import static_length
 from .probe import Probe, probe
-from .reach import add_callees, global_names
+from .ship.capture import Shipment, ship
 from .source import Remote, is_plain_item, pack, standing_in
-from .split import RUNTIME
-from .syntax import static_length
+from .split.instrument import RUNTIME
 
 if TYPE_CHECKING:
     from .entry import Entry
@@ -56,7 +56,8 @@ def ship_entry(entry: Entry, facts: Facts, strategy: StrategyConfig) -> Shipment
             continue
         if not isinstance(value, Remote) and not name.startswith("__depin_") and not _made_by_an_entry(value):
             names[name] = value
-    add_callees(entry.loops.callees, names, entry.site.loop)
+    for function in functions_within(names, entry.site.loop):
+        entry.loops.callees.add(function)
     with standing_in(entry.source.stand_ins):
         shipment = _shipped(entry, facts, strategy, names)
     entry.replayer.accumulators = frozenset(facts.accumulators)

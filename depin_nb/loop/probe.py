@@ -13,16 +13,16 @@ from ..core.codec import decode, encode
 from ..core.errors import CodecError, RefusedLoop, ReplayError
 from ..core.lease import EntrySpec, Lease, StrategyConfig, Unit
 from ..core.state import State
-from .capture import Shipment
-from .compiled import uncompiled
+from .halves.record import Outcome, WorkerHalf, compile_body
+from .halves.replay import Replayer, rebuilt
+from .halves.runtime import RAISE
 from .paths import write
-from .program import open_program
-from .record import Outcome, WorkerHalf, compile_body
-from .replay import Replayer, rebuilt
-from .rewrite import ITEM
-from .runtime import RAISE
+from .ship.capture import Shipment
+from .ship.compiled import uncompiled
+from .ship.program import open_program
 from .source import unpack
-from .split import RUNTIME
+from .split.instrument import RUNTIME
+from .split.rewrite import ITEM
 from .values import is_value
 
 

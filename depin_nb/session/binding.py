@@ -11,9 +11,9 @@ import torch
 
 from ..core.errors import BindError
 from ..core.state import State
-from ..loop.anchors import Anchors
-from ..loop.contents import content, put
-from ..loop.objects import Roots, write_rng
+from ..loop.ship.objects import Roots, write_rng
+from ..loop.whole.anchors import Anchors
+from ..loop.whole.contents import content, put
 from .results import Left
 
 _ABSENT = object()

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from ..core.errors import RefusedLoop, ShipError
-from ..loop.anchors import Anchors, anchors_of, global_names
-from ..loop.capture import numeric_flags
-from ..loop.fingerprints import fingerprint
-from ..loop.objects import Roots
-from ..loop.syntax import read_first, stored_names
+from ..loop.find.syntax import read_first, stored_names
+from ..loop.ship.capture import numeric_flags
+from ..loop.ship.objects import Roots
+from ..loop.whole.anchors import Anchors, anchors_of, global_names
+from ..loop.whole.fingerprints import fingerprint
 from .copying import Storages, Writer, pack
 from .options import TrainOptions
 

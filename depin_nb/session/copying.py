@@ -19,8 +19,8 @@ from torch.optim import Optimizer
 
 from ..core.codec import decode, encode
 from ..core.errors import CodecError
-from ..loop.contents import is_own_module, kind_of
 from ..loop.source import Remote
+from ..loop.whole.contents import is_own_module, kind_of
 
 Number = Callable[[Any], int | None]
 

@@ -15,7 +15,7 @@ from ..core.errors import BindError, CodecError, DepinError, HubError, RemoteErr
 from ..core.status import ENDED, Status
 from ..hub.folders import Outcome, RunFolder
 from ..hub.journal import Journal
-from ..loop.fingerprints import fingerprint
+from ..loop.whole.fingerprints import fingerprint
 from .binding import Undo, bind, bind_state, warn_changed
 from .captured import Captured, generators_moved
 from .results import FUNCTION, RESULT, Left, read

@@ -12,9 +12,9 @@ from ..core.lease import EntrySpec, StrategyConfig, Unit
 from ..core.state import State
 from ..core.status import Status
 from ..hub.client import HubClient, typed
-from ..loop.capture import Shipment
 from ..loop.contract import Entering, Part, Results
 from ..loop.probe import Probe
+from ..loop.ship.capture import Shipment
 from ..training.strategy import choose
 from .options import TrainOptions
 from .plan import Plan

@@ -16,7 +16,8 @@ class TrainOptions:
 
     `inner_steps`: steps between merges; `bits`: how changes travel (4, 8, 32); None: chosen.
     `data`: how datasets travel: auto, whole, samples (of each lease) or worker (built there from its own files).
-    `send`: names that travel to workers although they look like secrets. `resume`: the run that is continued ("": the newest one of the same cell); what isn't given is as it was there.
+    `send`: names that travel to workers although they look like secrets. `resume`: the run that is continued ("": the newest one of the
+    same cell); what isn't given is as it was there.
     """
 
     strategy: str = "auto"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..core.lease import StrategyConfig
-from ..loop.manifest import Manifest
+from ..loop.ship.manifest import Manifest
 from ..metering.estimate import EstimateRow
 
 SHOWN_ITEMS = 8

@@ -11,9 +11,9 @@ import torch
 from ..backends.base import profile
 from ..core.lease import StrategyConfig
 from ..core.state import State
-from ..loop.capture import DATASET, LOOP_DATA, Shipment
 from ..loop.contract import Entering
 from ..loop.probe import Probe
+from ..loop.ship.capture import DATASET, LOOP_DATA, Shipment
 from ..metering import price
 from ..metering.estimate import FleetDevice, estimate
 from ..metering.estimate import Probe as Figures

@@ -104,8 +104,8 @@ class _Detached:
     def _cell(self, found: dict[str, Any], more: dict[str, Any]) -> Outcome:
         """Runs the cell in its names, then writes whatever came of it; an interrupt meanwhile doesn't stop the writing."""
         from ..core.state import State
-        from ..loop.anchors import Anchors
-        from ..loop.objects import write_rng
+        from ..loop.ship.objects import write_rng
+        from ..loop.whole.anchors import Anchors
         from .results import Before, write
 
         env = _namespace(found)

@@ -112,10 +112,10 @@ class Session:
     ) -> Run:
         """Runs an ordinary function that holds (or calls) a training loop, with that loop on the workers.
 
-        The function's own objects are trained, in place. `data`: how datasets travel (auto, whole, samples, worker). `resume`: a run of the same function that was cut short ("": the newest): what it
-        did is replayed, without being computed or paid again, and training goes on from there. `send`: names that travel to workers although
-        they look like secrets. Raises what the loop raises, RefusedLoop for one that can't be leased,
-        BudgetExhausted, NoWorkers, HubDied, ResumeError.
+        The function's own objects are trained, in place. `data`: how datasets travel (auto, whole, samples, worker). `send`: names that
+        travel to workers although they look like secrets. `resume`: a run of the same function that was cut short ("": the newest): what
+        it did is replayed, without being computed or paid again, and training goes on from there.
+        Raises what the loop raises, RefusedLoop for one that can't be leased, BudgetExhausted, NoWorkers, HubDied, ResumeError.
 
         `background`: returns at once; the function goes on in a process beside the hub, on copies of the objects that it uses, and
         `run.bind()` brings back into them what it left; what it returned is then `run.result`. See `detached`.

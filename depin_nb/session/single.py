@@ -16,15 +16,15 @@ from ..core.codec import decode
 from ..core.errors import CodecError, HubError, NoWorkers, RefusedLoop
 from ..core.lease import EntrySpec, StrategyConfig, Unit
 from ..core.state import RNG, State
-from ..loop.anchors import Anchors
-from ..loop.capture import Shipment
-from ..loop.contents import content, is_own, kind_of
 from ..loop.contract import Results
-from ..loop.datagraph import Decoder
-from ..loop.failures import rebuilt
+from ..loop.halves.failures import rebuilt
 from ..loop.output import show
+from ..loop.ship.capture import Shipment
 from ..loop.source import pack
-from ..loop.whole import bound_names, definitions, ship_whole
+from ..loop.whole.anchors import Anchors
+from ..loop.whole.cell import bound_names, definitions, ship_whole
+from ..loop.whole.contents import content, is_own, kind_of
+from ..loop.whole.datagraph import Decoder
 from ..metering import price
 from ..metering.bytime import flops_of_time
 from .binding import Undo, bind

@@ -156,7 +156,7 @@ def _warm_up() -> None:
     """What the first lease would wait seconds for: the imports, and autograd's own threads."""
     import torch
 
-    from ..loop import record  # noqa: F401
+    from ..loop.halves import record  # noqa: F401
     from ..training import compress  # noqa: F401
 
     torch.ones(2, requires_grad=True).sum().backward()

@@ -40,7 +40,7 @@ def _packages() -> dict[str, str]:
 
 
 def _compiles() -> bool:
-    from ..loop.compiled import can_compile
+    from ..loop.ship.compiled import can_compile
 
     return can_compile()
 

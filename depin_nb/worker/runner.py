@@ -18,7 +18,7 @@ from .link import Dropped, Go
 if TYPE_CHECKING:
     import torch
 
-    from ..loop.record import Outcome
+    from ..loop.halves.record import Outcome
 
 MAX_SEATS = 2  # runs that take turns on this worker without opening their programs again
 MAX_STATE_BYTES = 64 << 30
@@ -47,7 +47,7 @@ OpenHalf = Callable[[bytes, Callable[[str], bytes]], Half]
 
 def open_half(program: bytes, blob: Callable[[str], bytes]) -> Half:
     """The real one. Opens a program, which only the kernel wrote."""
-    from ..loop.record import WorkerHalf
+    from ..loop.halves.record import WorkerHalf
 
     return WorkerHalf(program, blob)
 
@@ -125,7 +125,7 @@ class LeaseRunner:
             seat.half, seat.version, seat.state = None, None, None
 
     def _run(self, lease: Lease, seat: Seat, go: Go) -> Finished | None:
-        from ..loop.record import GangAborted
+        from ..loop.halves.recorder import GangAborted
         from ..training.compress import encode_change
 
         strategy = seat.spec.strategy
@@ -188,7 +188,7 @@ class LeaseRunner:
 
     def _whole(self, program: bytes, blob: Callable[[str], bytes], lease: Lease, go: Go) -> Half:
         """A whole cell: what it says goes to the hub as it comes."""
-        from ..loop.whole import WholeHalf
+        from ..loop.whole.cell import WholeHalf
 
         def say(data: bytes) -> None:
             self._ask("depin_say", go, run=lease.run_id, lease=lease.lease_id, data=data)
@@ -206,7 +206,7 @@ class LeaseRunner:
         return base
 
     def _reducer(self, lease: Lease, go: Go) -> Callable[[int, int, list[torch.Tensor | None]], list[torch.Tensor | None]]:
-        from ..loop.record import GangAborted
+        from ..loop.halves.recorder import GangAborted
         from ..training.allreduce import decode_grads, encode_grads
 
         def reduce(step: int, samples: int, grads: list[torch.Tensor | None]) -> list[torch.Tensor | None]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from depin_nb.core.lease import Lease, StrategyConfig
 from depin_nb.core.state import State
 from depin_nb.loop.contract import Part, Results
-from depin_nb.loop.record import WorkerHalf
+from depin_nb.loop.halves.record import WorkerHalf
 from depin_nb.training.compress import decode_change
 from depin_nb.training.merge import Contribution, OuterState, merge
 from depin_nb.training.strategy import cut

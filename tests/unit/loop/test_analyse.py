@@ -10,9 +10,9 @@ from inprocess import leased, local
 
 from depin_nb.core.errors import ReplayError, ShipError
 from depin_nb.core.state import State
-from depin_nb.loop.analyse import analyse
-from depin_nb.loop.carry import carried_values, read_carried, refuse_lost, write_carried
+from depin_nb.loop.analysis.analyse import analyse
 from depin_nb.loop.paths import overlaps, path_of, read, split, write
+from depin_nb.loop.ship.carry import carried_values, read_carried, refuse_lost, write_carried
 
 COMMON = """
 import random, torch, torch.nn as nn

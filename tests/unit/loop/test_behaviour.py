@@ -5,12 +5,12 @@ import ast
 import pytest
 import torch
 from cells import CELLS, SETUP
+from depin_nb.loop.find.sites import find
 from inprocess import generators, leased, local
 from test_split import compare
 
 from depin_nb.core.errors import RefusedLoop, ShipError
-from depin_nb.loop.analyse import analyse
-from depin_nb.loop.find import find
+from depin_nb.loop.analysis.analyse import analyse
 
 LOST = [
     "plain",
@@ -89,7 +89,8 @@ def test_users_own_exception_type():
 REFUSED = {
     "no loop": ("print(1)", "no training loop"),
     "next": (
-        "it = iter(loader)\nfor i in range(3):\n    if i:\n        x, y = next(it)\n    criterion(model(X), Y).backward()\n    opt.step()\n",
+        "it = iter(loader)\nfor i in range(3):\n    if i:\n        x, y = next(it)\n"
+        "    criterion(model(X), Y).backward()\n    opt.step()\n",
         "line 4: `next(it)`",
     ),
     "yield": (

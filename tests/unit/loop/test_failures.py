@@ -13,8 +13,8 @@ from inprocess import generators, leased, local
 from depin_nb.core.codec import decode, encode
 from depin_nb.core.errors import RemoteError, UsageError
 from depin_nb.loop import debug
-from depin_nb.loop.failures import described, known, rebuilt
-from depin_nb.loop.recorder import MAX_HANDED_BYTES
+from depin_nb.loop.halves.failures import described, known, rebuilt
+from depin_nb.loop.halves.recorder import MAX_HANDED_BYTES
 
 STEP = """
     opt.zero_grad()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from depin_nb.loop.graphs import graph_names, revived
+from depin_nb.loop.halves.graphs import graph_names, revived
 from depin_nb.loop.values import detached
 
 

@@ -4,14 +4,14 @@ from contextlib import suppress
 
 import pytest
 import torch
+from depin_nb.loop.split.callees import Callees
 from hypothesis import given
 from hypothesis import strategies as st
 
 from depin_nb.core.codec import encode
 from depin_nb.core.errors import RemoteError, ReplayError
-from depin_nb.loop.callees import Callees
-from depin_nb.loop.replay import Replayer, rebuilt
-from depin_nb.loop.runtime import RAISE, SINK, VALUE
+from depin_nb.loop.halves.replay import Replayer, rebuilt
+from depin_nb.loop.halves.runtime import RAISE, SINK, VALUE
 from depin_nb.loop.source import Remote
 
 

@@ -9,18 +9,18 @@ import sys
 import numpy as np
 import pytest
 import torch
+from depin_nb.loop.split.callees import Callees
 from inprocess import leased, local
 
 from depin_nb.core.codec import decode
 from depin_nb.core.errors import MissingPackage, ShipError, WithheldError
-from depin_nb.loop import devices, packages
-from depin_nb.loop.callees import Callees
-from depin_nb.loop.capture import LOOP_DATA, ship
-from depin_nb.loop.compiled import uncompiled
-from depin_nb.loop.program import open_program
-from depin_nb.loop.secrets import Withheld, looks_secret, telling_name
+from depin_nb.loop.ship import devices, packages
+from depin_nb.loop.ship.capture import LOOP_DATA, ship
+from depin_nb.loop.ship.compiled import uncompiled
+from depin_nb.loop.ship.program import open_program
+from depin_nb.loop.ship.secrets import Withheld, looks_secret, telling_name
+from depin_nb.loop.ship.storages import shared_storages
 from depin_nb.loop.source import Source
-from depin_nb.loop.storages import shared_storages
 from depin_nb.loop.values import Ghost
 
 FACTS = {"stored": [], "conditional": [], "accumulators": [], "stepped": [], "counters": {}}

@@ -7,10 +7,10 @@ from inprocess import leased, local
 from depin_nb.core.codec import decode
 from depin_nb.core.lease import EntrySpec, Lease, StrategyConfig, Unit
 from depin_nb.core.state import CARRIED, State
-from depin_nb.loop import compiled
-from depin_nb.loop.compiled import can_compile, compiled_with, reduced, uncompiled
-from depin_nb.loop.objects import Roots
-from depin_nb.loop.record import WorkerHalf
+from depin_nb.loop.halves.record import WorkerHalf
+from depin_nb.loop.ship import compiled
+from depin_nb.loop.ship.compiled import can_compile, compiled_with, reduced, uncompiled
+from depin_nb.loop.ship.objects import Roots
 from depin_nb.loop.source import Source, pack
 from depin_nb.training.allreduce import decode_grads, encode_grads, mean_gradients
 

@@ -9,16 +9,16 @@ import sys
 import pytest
 import torch
 from cells_where import CELLS, SETUP
+from depin_nb.loop.find.counting import counted, passes
+from depin_nb.loop.find.definitions import class_of, parse_function, spelled_out
+from depin_nb.loop.find.forms import form
+from depin_nb.loop.find.reach import Reach
+from depin_nb.loop.find.sites import find
+from depin_nb.loop.split.instrument import Instrument
 from hubs import InProcessHub
 from inprocess import beside, leased, local
 
 from depin_nb.core.errors import RefusedLoop
-from depin_nb.loop.counting import counted, passes
-from depin_nb.loop.definitions import class_of, parse_function, spelled_out
-from depin_nb.loop.find import find
-from depin_nb.loop.forms import form
-from depin_nb.loop.reach import Reach
-from depin_nb.loop.split import Instrument
 
 # --- where a loop stands -------------------------------------------------------------------------
 
@@ -358,7 +358,7 @@ def test_a_value_bound_inside_a_condition_is_bound_in_the_body():
 def test_finding_is_quick(monkeypatch):
     """A cell's analysis parses each function once, and not those of installed packages."""
     parsed = []
-    import depin_nb.loop.definitions as definitions
+    import depin_nb.loop.find.definitions as definitions
 
     real = definitions.parse_source
     monkeypatch.setattr(definitions, "parse_source", lambda source, code: parsed.append(code) or real(source, code))

@@ -8,7 +8,7 @@ import pytest
 from depin_nb.core.errors import NoWorkers
 from depin_nb.core.lease import StrategyConfig
 from depin_nb.jupyter import tables
-from depin_nb.loop.manifest import Item, Manifest
+from depin_nb.loop.ship.manifest import Item, Manifest
 from depin_nb.session.lessor import Lessor
 from depin_nb.session.options import TrainOptions
 from depin_nb.session.plan import Plan

@@ -9,7 +9,7 @@ import torch
 from depin_nb.core.errors import CodecError, HubDied
 from depin_nb.core.lease import EntrySpec, Lease, StrategyConfig, Unit
 from depin_nb.core.state import CARRIED, INNER, PARAM, STEP, State
-from depin_nb.loop.record import GangAborted, Outcome
+from depin_nb.loop.halves.record import GangAborted, Outcome
 from depin_nb.training.allreduce import decode_grads, encode_grads
 from depin_nb.training.compress import decode_change
 from depin_nb.worker.blobs import BlobCache

@@ -1,0 +1,80 @@
+"""What a loop leaves behind under a name, by value: tensors, containers of them, copies of a model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ...core.codec import decode, encode
+from ...core.errors import CodecError, ReplayError
+from .byvalue import nbytes, pack, unpack
+
+MAX_LEFT_BYTES = 64 << 20
+MODULE = "module"
+
+
+def pack_left(found: Mapping[str, Any], modules: Mapping[str, torch.nn.Module]) -> bytes:
+    """Codec bytes of the values, the smallest first while they fit. A copy of one of `modules` travels as that one's name and its state."""
+    wires: dict[str, Any] = {}
+    room = MAX_LEFT_BYTES
+    for name, value in sorted(found.items(), key=lambda pair: _size(pair[1])):
+        room -= _size(value)
+        if room < 0:
+            break
+        wire = _wire(value, modules)
+        if wire is not None:
+            wires[name] = wire
+    return encode({name: wires[name] for name in found if name in wires})
+
+
+def unpack_left(left: bytes, modules: Mapping[str, torch.nn.Module], namespace: dict[str, Any], *, max_bytes: int) -> dict[str, Any]:
+    """The values by name. `modules`: the notebook's own, of which copies are made. Raises ReplayError for what is malformed."""
+    try:
+        wires = decode(left, max_bytes=max_bytes) if left else {}
+    except CodecError as error:
+        raise ReplayError(f"the names left behind can't be read: {error}", detail="left") from None
+    if type(wires) is not dict or not all(type(name) is str for name in wires):
+        raise ReplayError("the names left behind are malformed", detail="left")
+    return {name: _value(wire, modules, namespace) for name, wire in wires.items()}
+
+
+def _wire(value: Any, modules: Mapping[str, torch.nn.Module]) -> Any:
+    if isinstance(value, torch.nn.Module):
+        label = next((n for n, m in modules.items() if value is not m and _alike(value, m)), None)
+        return None if label is None else [MODULE, label, pack(value.state_dict()), value.training]
+    try:
+        return pack(value)
+    except TypeError:
+        return None
+
+
+def _value(wire: Any, modules: Mapping[str, torch.nn.Module], namespace: dict[str, Any]) -> Any:
+    if type(wire) is not list or len(wire) != 4 or wire[0] != MODULE:
+        return unpack(wire, namespace)
+    own = modules.get(wire[1]) if type(wire[1]) is str else None
+    state = unpack(wire[2], namespace)
+    if own is None or not isinstance(state, dict):
+        raise ReplayError("a model left behind is malformed", detail="left")
+    made = copy.deepcopy(own)
+    try:
+        made.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ReplayError(f"a model left behind is malformed: {error}", detail="left") from None
+    return made.train(bool(wire[3]))
+
+
+def _alike(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    if type(a) is not type(b):
+        return False
+    ours, theirs = a.state_dict(), b.state_dict()
+    return list(ours) == list(theirs) and all(
+        isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor) and x.shape == y.shape
+        for x, y in zip(ours.values(), theirs.values(), strict=True)
+    )
+
+
+def _size(value: Any) -> int:
+    return nbytes(dict(value.state_dict())) if isinstance(value, torch.nn.Module) else nbytes(value)

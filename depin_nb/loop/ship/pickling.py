@@ -215,13 +215,8 @@ class Finder(Graph):
             self._secrets(obj)
         elif kind is str and len(obj) <= 8:
             self.found.texts.add(obj)
-        if (
-            kind is not dict
-            and kind not in _ATOMS
-            and looks_secret(obj)
-            and self.at not in self.scope.send
-            and id(obj) not in self.scope.sent
-        ):
+        sent = self.at in self.scope.send or id(obj) in self.scope.sent
+        if kind is not dict and kind not in _ATOMS and not sent and looks_secret(obj):
             self.scope.withhold(obj, self.at or kind.__name__)
         given = super().persistent_id(obj)
         if given is not None:

@@ -5,12 +5,12 @@ import ast
 import pytest
 import torch
 from cells import CELLS, SETUP
-from depin_nb.loop.find.sites import find
 from inprocess import generators, leased, local
 from test_split import compare
 
 from depin_nb.core.errors import RefusedLoop, ShipError
 from depin_nb.loop.analysis.analyse import analyse
+from depin_nb.loop.find.sites import find
 
 LOST = [
     "plain",

@@ -7,10 +7,10 @@ import types
 import numpy as np
 import pytest
 import torch
-from depin_nb.loop.whole.datagraph import Decoder, Encoder, Unsendable
 
 from depin_nb.core.codec import decode, encode
 from depin_nb.core.errors import CodecError
+from depin_nb.loop.whole.datagraph import Decoder, Encoder, Unsendable
 
 
 class Mine:

@@ -4,7 +4,6 @@ from contextlib import suppress
 
 import pytest
 import torch
-from depin_nb.loop.split.callees import Callees
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from depin_nb.core.errors import RemoteError, ReplayError
 from depin_nb.loop.halves.replay import Replayer, rebuilt
 from depin_nb.loop.halves.runtime import RAISE, SINK, VALUE
 from depin_nb.loop.source import Remote
+from depin_nb.loop.split.callees import Callees
 
 
 def replayer(log):

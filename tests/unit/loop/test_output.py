@@ -8,13 +8,13 @@ import warnings
 
 import pytest
 from cells_beside import CELLS, SETUP
-from depin_nb.loop.split.callees import Callees
 from inprocess import leased, local
 
 from depin_nb.core.codec import encode
 from depin_nb.loop import output
 from depin_nb.loop.halves.entries import SAID
 from depin_nb.loop.halves.replay import Replayer
+from depin_nb.loop.split.callees import Callees
 
 SAYS = CELLS["beside: said in the model and the dataset"]
 

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import linecache
 import os
 import socket
 import sys
@@ -9,7 +10,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from depin_nb.loop.split.callees import Callees
 from inprocess import leased, local
 
 from depin_nb.core.codec import decode
@@ -21,19 +21,20 @@ from depin_nb.loop.ship.program import open_program
 from depin_nb.loop.ship.secrets import Withheld, looks_secret, telling_name
 from depin_nb.loop.ship.storages import shared_storages
 from depin_nb.loop.source import Source
+from depin_nb.loop.split.callees import Callees
 from depin_nb.loop.values import Ghost
 
 FACTS = {"stored": [], "conditional": [], "accumulators": [], "stepped": [], "counters": {}}
 LOOP = ast.parse("for i in range(3):\n    pass").body[0]
 
 
-def shipped(names, *, loop=LOOP, send=(), space=None):
+def shipped(names, *, loop=LOOP, send=(), space=None, callees=None):
     source = Source(range(3))
     return ship(
         names=names,
         space={} if space is None else space,
         opener=source.opener,
-        callees=Callees(),
+        callees=callees or Callees(),
         loop=loop,
         filename="<cell>",
         solo=True,
@@ -217,6 +218,42 @@ def test_a_key_in_source_text_does_not_travel():
     made = shipped({}, loop=loop)
     assert AWS.encode() not in sent_bytes(made)
     assert loop.body[0].value.args[0].value == AWS  # the user's own stays
+
+
+def callee_with_a_key():
+    """A cell's function `step` with two texts that look like keys, one of them in a function of its own."""
+    keys = AWS, "sk-" + "live" * 8
+    text = f"def step(x):\n    key = {keys[0]!r}\n    def inner():\n        return {keys[1]!r}\n    return x, len(key), inner()\n"
+    name = "<a cell with keys>"
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    space = {"__name__": "__main__"}
+    exec(compile(text, name, "exec"), space)
+    return space["step"], keys
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_a_key_in_a_functions_text_is_named_with_its_line(read):
+    step, keys = callee_with_a_key()
+    callees = Callees()
+    if read:
+        assert callees.add(step)
+    made = shipped({"step": step}, space=step.__globals__, callees=callees)
+    assert made.manifest.withheld == ("a text in step(), line 2", "a text in step(), line 4")
+    assert not any(key.encode() in sent_bytes(made) for key in keys)
+    assert step(1)[1:] == (len(AWS), keys[1])
+    made = shipped({"step": step}, space=step.__globals__, callees=callees, send=("step",))
+    assert made.manifest.withheld == ()
+    assert all(key.encode() in sent_bytes(made) for key in keys)
+
+
+def test_a_key_in_the_loops_own_text_is_named_with_its_line():
+    from solders.keypair import Keypair
+
+    pair = str(Keypair())
+    loop = ast.parse(f"for i in range(3):\n    call({AWS!r})\n    call('fine', {pair!r})").body[0]
+    made = shipped({}, loop=loop)
+    assert made.manifest.withheld == ("a text in the loop, line 2", "a text in the loop, line 3")
+    assert pair.encode() not in sent_bytes(made)
 
 
 def test_send_lets_names_travel():

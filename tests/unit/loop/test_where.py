@@ -9,16 +9,16 @@ import sys
 import pytest
 import torch
 from cells_where import CELLS, SETUP
+from hubs import InProcessHub
+from inprocess import beside, leased, local
+
+from depin_nb.core.errors import RefusedLoop
 from depin_nb.loop.find.counting import counted, passes
 from depin_nb.loop.find.definitions import class_of, parse_function, spelled_out
 from depin_nb.loop.find.forms import form
 from depin_nb.loop.find.reach import Reach
 from depin_nb.loop.find.sites import find
 from depin_nb.loop.split.instrument import Instrument
-from hubs import InProcessHub
-from inprocess import beside, leased, local
-
-from depin_nb.core.errors import RefusedLoop
 
 # --- where a loop stands -------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from depin_nb.training.lifecycle import Trigger
 
 from . import resumable
 from .entry import OUT, Entry
+from .resuming import MAX_TEXT
 from .run import Run
 from .snapshot import device_dict
 from .starting import Start, begin
@@ -130,7 +131,8 @@ class KernelOps:
     ) -> dict[str, Any]:
         """Opens the next loop entry on `state`, or on the run's newest version. One that is still open is closed.
 
-        `about`, journalled for a resume: number (of the loop entry in its cell: one that goes on keeps it), header, where, generators.
+        `about`, journalled for a resume: number (of the loop entry in its cell: one that goes on keeps it), header, where, generators;
+        for the displays: loop and strategy, as sentences.
         """
         hub, active = self._hub, self._run(run)
         opened = EntrySpec.from_dict(spec)
@@ -155,7 +157,9 @@ class KernelOps:
 
         await hub.flush(active, write)
         active.weights, active.version, active.entries = weights, version, number
-        active.strategy = f"{opened.strategy.name}, one worker" if opened.strategy.solo else opened.strategy.name
+        told = about or {}
+        active.where = str(told.get("loop") or active.where)[:MAX_TEXT]
+        active.strategy = str(told.get("strategy") or active.strategy or opened.strategy.name)[:MAX_TEXT]
         active.number, active.done_before = site["number"], hub.resuming.done_before(active, site["number"], opened)
         entry = Entry(run, number, opened, version)
         await hub.resuming.restore(active, entry, active.number)

@@ -13,6 +13,7 @@ BACKENDS = ("local", "depin")
 STRATEGIES = ("auto", "sync", "local")
 DATA = ("auto", "whole", "samples", "worker")
 RUN = "RUN"
+BRIEF = 40  # characters of a usage in the list of commands
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,14 @@ class Argument:
 
     @property
     def usage(self) -> str:
+        return self.form if self.required else f"[{self.form}]"
+
+    @property
+    def form(self) -> str:
+        """How it is written, needed or not."""
         shown = "|".join(self.choices) or self.metavar
         shown = shown if self.bare is None else f"[{shown}]"
-        text = self.name if self.flag else f"{self.name} {shown}" if self.is_option else shown
-        return text if self.required else f"[{text}]"
+        return self.name if self.flag else f"{self.name} {shown}" if self.is_option else shown
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,9 @@ class Command:
 
     @property
     def brief(self) -> str:
-        """The usage with many options left out."""
-        return self.usage if len(self.arguments) <= 3 else f"{self._head} [options]"
+        """The usage; its options summed up when it is long."""
+        places = "".join(f" {a.usage}" for a in self.arguments if not a.is_option)
+        return self.usage if len(self.usage) <= BRIEF else f"{self._head}{places} [options]"
 
     @property
     def _head(self) -> str:
@@ -88,7 +94,7 @@ def names(text: str) -> tuple[str, ...]:
 
 _BACKEND = Argument("--backend", "which kind of worker", choices=BACKENDS)
 _WORKERS = Argument("--workers", "how many workers", "N", kind=at_least(1))
-_BUDGET = Argument("--budget", "what a run may spend at most, such as $0.10", "$X", kind=amount)
+_BUDGET = Argument("--budget", "the most that a run may spend, such as $0.10", "$X", kind=amount)
 _RUN = Argument("run", "a run's id; without it, the run that is going on", RUN)
 _NEWEST = Argument("run", "a run's id; without it, the newest", RUN)
 
@@ -102,45 +108,65 @@ COMMANDS = (
     Command("scale", "have N workers of one kind", (Argument("count", "how many", "N", kind=at_least(0), required=True), _BACKEND)),
     Command("down", "stop the workers and the hub; everything stays in the journal"),
     Command("runs", "list the runs of the journal"),
-    Command("attach", "show a run until it ends; the Stop button leaves it running", (_NEWEST,)),
+    Command("attach", "show a run until it ends; interrupting the cell leaves the run alone", (_NEWEST,)),
     Command(
         "logs",
-        "show what a detached run has printed",
-        (_NEWEST, Argument("--follow", "go on until it ends", flag=True, default=False)),
+        "show what a detached run has printed so far",
+        (_NEWEST, Argument("--follow", "keep printing until it ends", flag=True, default=False)),
     ),
     Command(
         "bind",
-        "bring back what a detached run left: weights and names",
-        (_NEWEST, Argument("--partial", "also of a run that failed or was stopped", flag=True, default=False)),
+        "wait for a detached run, then bring its weights and names back into this notebook",
+        (_NEWEST, Argument("--partial", "take what there is also when the run failed or was stopped", flag=True, default=False)),
     ),
     Command("ledger", "check a run's payouts against the chain", (Argument("run", "a run's id; without it, the newest", RUN),)),
-    Command("budget", "set what each run may spend at most", (Argument("amount", "such as $0.10", "$X", kind=amount, required=True),)),
-    Command("pause", "give out no more leases", (_RUN,)),
-    Command("resume", "go on", (_RUN,)),
-    Command("stop", "end a run with the weights of its last merge", (_RUN,)),
-    Command("debug", "look into the newest failure with the debugger: its iterations run again here, on copies"),
+    Command("budget", "set the most that each run may spend", (Argument("amount", "such as $0.10", "$X", kind=amount, required=True),)),
+    Command("pause", "pause a run: the workers finish what they have and get nothing new", (_RUN,)),
+    Command("resume", "let a paused run go on", (_RUN,)),
+    Command("stop", "end a run; the model keeps the weights of the last merge", (_RUN,)),
+    Command("debug", "open the debugger at the newest failure: its iterations run again here, on copies"),
     Command(
         "train",
         "run this cell's training loop on the workers",
         (
-            Argument("--strategy", "sync: a merge at every step; local: several steps between merges", choices=STRATEGIES, default="auto"),
+            Argument(
+                "--strategy",
+                "sync: the workers merge after every step; local: each takes several steps between merges; auto chooses",
+                choices=STRATEGIES,
+                default="auto",
+            ),
             _BUDGET,
-            Argument("--name", "a name for people", "NAME"),
-            Argument("--dry-run", "only plan and estimate; nothing is spent", flag=True, default=False),
+            Argument("--name", "what the run is called in lists", "NAME"),
+            Argument(
+                "--dry-run",
+                "show what would be done, sent and paid, here and elsewhere; nothing runs on a worker",
+                flag=True,
+                default=False,
+            ),
             Argument("--workers", "use at most N workers", "N", kind=at_least(1)),
-            Argument("--inner-steps", "steps between merges (local)", "H", kind=at_least(1)),
-            Argument("--bits", "how changes travel", choices=("4", "8", "32"), kind=int),
+            Argument("--inner-steps", "with --strategy local: steps between merges", "H", kind=at_least(1)),
+            Argument(
+                "--bits",
+                "bits for each number of a change on its way to the hub: fewer are faster and coarser",
+                choices=("4", "8", "32"),
+                kind=int,
+            ),
             Argument(
                 "--data",
-                "how the dataset travels: whole, only each lease's samples, or built by each worker from its own files",
+                "how the dataset travels: whole and once, only the samples of each lease, or built by each worker from its own files",
                 choices=DATA,
                 default="auto",
             ),
-            Argument("--send", "let names travel although they look like secrets", "NAME[,NAME]", kind=names, default=()),
-            Argument("--detach", "return at once: a process beside the hub goes on; see attach, logs, bind", flag=True, default=False),
-            Argument("--single", "run the whole cell, whatever it holds, on one worker", flag=True, default=False),
-            Argument("--limit", "the most seconds that a cell may take with --single (default 3600)", "S", kind=at_least(1)),
-            Argument("--resume", "go on with a run of this cell that was cut short; without RUN, the newest", RUN, bare=""),
+            Argument("--send", "names that may travel although they look like secrets", "NAME[,NAME]", kind=names, default=()),
+            Argument(
+                "--detach",
+                "return at once; the cell goes on in a process beside the hub: see %depin attach, logs, stop, bind",
+                flag=True,
+                default=False,
+            ),
+            Argument("--single", "run the whole cell, whatever it holds, on one worker; nothing is split", flag=True, default=False),
+            Argument("--limit", "with --single: the most seconds that the cell may take (default 3600)", "S", kind=at_least(1)),
+            Argument("--resume", "continue a run of this cell that was cut short; without RUN, the newest", RUN, bare=""),
         ),
         cell=True,
     ),

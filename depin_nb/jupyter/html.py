@@ -56,12 +56,12 @@ def badge(simulated: bool) -> str:
 
 def _head(v: View) -> str:
     title = f"<span>{escape(v.title)}</span>" if v.title else ""
-    where = f'<span class="depin-where">{escape(v.where)}</span>' if v.where else ""
+    headline = f'<div class="depin-plan">{escape(v.headline)}</div>' if v.headline else ""
     times = " &nbsp; ".join(f"{escape(s.value)} {escape(s.label)} <small>{escape(s.tag)}</small>" for s in v.times)
     done = f'<i style="width:{(v.fraction or 0) * 100:.1f}%"></i>'
     return (
         f'<div class="depin-head"><span class="depin-state depin-{v.tone}">{escape(v.label)}</span><b>{escape(v.run_id)}</b>{title}'
-        f"{badge(v.simulated)}{where}</div>"
+        f"{badge(v.simulated)}</div>{headline}"
         f'<div class="depin-bar" role="progressbar" aria-valuetext="{escape(v.percent or "not known")}">{done}</div>'
         f'<div class="depin-row"><span><b>{escape(v.percent)}</b> {escape(v.progress)}</span><span>{times}</span></div>'
     )
@@ -73,7 +73,8 @@ def _learn(v: View) -> str:
         for s in v.learning
     )
     label = f"loss over iterations, now {v.learning[0].value}"
-    return f'<div class="depin-learn"><div class="depin-row">{figures}</div>{curve_svg(v.curve, label)}</div>'
+    drawn = curve_svg(v.curve, label) if v.curve is not None or v.active else ""  # an ended run without a loss has nothing to come
+    return f'<div class="depin-learn"><div class="depin-row">{figures}</div>{drawn}</div>'
 
 
 def _afford(v: View) -> str:

@@ -13,7 +13,7 @@ from depin_nb.core.errors import BudgetExhausted, DepinError, NoSuchRun, UsageEr
 from .commands import Command
 from .complete import depin_matcher
 from .parser import parse
-from .trouble import install
+from .trouble import install, users_frames
 
 _offered = False
 
@@ -68,6 +68,7 @@ class DepinMagics(Magics):
     @line_cell_magic
     def depin(self, line: str, cell: str | None = None) -> None:
         """Trains this notebook's PyTorch loops on a cluster. `%depin` alone shows the commands."""
+        __tracebackhide__ = True  # IPython leaves frames with this name out of what it shows
         args = parse(line, cell=cell is not None)
         if args.help:
             self._help(args.command)
@@ -181,6 +182,7 @@ class DepinMagics(Magics):
     def _train(self, args: Namespace, cell: str) -> None:
         from depin_nb.session import TrainOptions
 
+        __tracebackhide__ = True
         session = _session()
         shell: Any = self.shell
         options = TrainOptions(
@@ -219,6 +221,10 @@ class DepinMagics(Magics):
         except BudgetExhausted:
             state = "budget"
             raise
+        except DepinError:
+            raise
+        except Exception as error:  # the cell's own
+            raise error.with_traceback(users_frames(error))  # noqa: B904
         finally:
             live.finish(status, state=state)
 

@@ -11,7 +11,7 @@ from depin_nb.core.status import Status
 
 from .html import Payout, html, summary_html
 from .panel import Panel
-from .text import summary_text, text_block, text_line
+from .text import headline, summary_text, text_block, text_line
 from .view import view
 
 GRACE_S = 4.0  # how long a frontend has to say that it shows the panel before tier 1 takes its place
@@ -103,9 +103,13 @@ class TerminalSurface:
         self._live = self._stream.isatty()
         self._shown = 0
         self._guard: _Guard | None = None
+        self._told = False
 
     def show(self, status: Status, notices: Sequence[str]) -> None:
-        """Rewrites the line, unless something else stands unfinished on it. Without a terminal nothing is written before the end."""
+        """Rewrites the line, unless something else stands unfinished on it; the headline once above it.
+
+        Without a terminal nothing is written before the end.
+        """
         if not self._live:
             return
         if self._guard is None:
@@ -114,6 +118,10 @@ class TerminalSurface:
                 sys.stdout = self._guard
         if not self._guard.at_line_start:
             return
+        if not self._told and (said := headline(status)):
+            self._told = True
+            self.clear()
+            self._stream.write(said + "\n")
         line = text_line(status, max(20, self._columns() - 1))
         self._stream.write("\r" + line.ljust(self._shown))
         self._stream.flush()

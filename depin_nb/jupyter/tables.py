@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +16,7 @@ from .commands import COMMANDS, Command
 from .figures import clip, count, duration, short
 from .html import badge
 from .style import style
-from .text import table
+from .text import WIDTH, table, wrapped
 from .view import plain_name
 
 if TYPE_CHECKING:
@@ -50,9 +51,9 @@ def help_text(only: Command | None = None) -> Shown:
     """All commands, or one with its arguments."""
     if only is None:
         rows = [[Cell(c.brief), Cell(c.about)] for c in COMMANDS]
-        return card("depin", rows, ["Command", "What it does"], note="Add --help to a command for its options.", left=2)
-    rows = [[Cell(a.usage.strip("[]")), Cell(a.about)] for a in only.arguments]
-    return card(only.usage, rows, ["Argument", "What it is"] if rows else [], note=only.about, left=2)
+        return card("depin", rows, ["Command", "What it does"], note="Add --help to a command for its options.", left=2, prose=True)
+    rows = [[Cell(a.form), Cell(a.about)] for a in only.arguments]
+    return card(f"{only.brief}: {only.about}", rows, ["Argument", "What it is"], left=2, prose=True)
 
 
 def workers(devices: Sequence[Device], title: str = "Workers") -> Shown:
@@ -65,7 +66,7 @@ def workers(devices: Sequence[Device], title: str = "Workers") -> Shown:
             Cell(f"{d.price} quoted" if d.price else "-"),
             Cell(short(d.wallet) or "-", title=d.wallet),
         ]
-        for d in devices
+        for d in sorted(devices, key=lambda d: (d.kind, len(d.name), d.name))  # local-2 before local-10
     ]
     return card(title, rows, ["Worker", "Kind", "State", "Price", "Wallet"], note="" if rows else "No workers: `%depin scale 2`.", left=5)
 
@@ -85,9 +86,9 @@ def _run(row: Mapping[str, Any]) -> list[Cell]:
     done = summary.get("iterations_done")
     return [
         Cell(str(row.get("run_id", ""))),
-        Cell(clip(str(row.get("name") or ""), 30)),
+        Cell(clip(str(row.get("name") or ""), 24)),
         Cell(str(row.get("state", "")) + (", can be resumed" if row.get("resumable") else "")),
-        Cell(clip(str(row.get("strategy") or ""), 40)),
+        Cell(clip(str(row.get("strategy") or "").partition(":")[0], 20)),
         Cell(datetime.fromtimestamp(started).strftime("%Y-%m-%d %H:%M") if started else "-"),
         Cell(duration(ended - started) if started and ended else "-"),
         Cell(count(done) if isinstance(done, int) else "-"),
@@ -151,16 +152,19 @@ def payouts(report: VerifyReport) -> Shown:
         for row in report.rows
     ]
     verdict = "The chain and the receipts agree." if report.ok else " ".join(["They DON'T agree:", *report.problems])
-    note = f"{verdict} Merkle root {report.merkle_root}. Chain: {report.chain}{', simulated value' if report.simulated else ''}."
+    chain = report.chain + (", simulated value" if report.simulated and "simulated" not in report.chain else "")
+    note = f"{verdict} Merkle root {report.merkle_root}. Chain: {chain}."
     heads = ["Worker", "Wallet", "Signatures", "Receipts", "By receipts, metered", "By chain, settled"]
     return card(f"Payouts of {report.run_id}", rows, heads, note=note, left=3)
 
 
 def card(title: str, rows: Sequence[Sequence[Cell]], heads: Sequence[str], *, note: str = "", left: int = 1, prose: bool = False) -> Shown:
-    """A titled table; the first `left` columns to the left, the others to the right. `prose`: long cells wrap."""
-    text = [title, *(["  " + line for line in table(heads, [[c.text for c in row] for row in rows], left)] if rows else [])]
+    """A titled table; the first `left` columns to the left, the others to the right. `prose`: the last column wraps."""
+    cells = [[c.text for c in row] for row in rows]
+    lines = table(heads, _narrowed(cells, heads) if prose else cells, left) if rows else []
+    text = [*wrapped(title, rest="  "), *("  " + line for line in lines if line)]
     if note:
-        text.append(f"  {note}")
+        text += wrapped(note, "  ")
 
     def attributes(i: int) -> str:
         return " class=depin-l" if i < left else ""
@@ -173,6 +177,17 @@ def card(title: str, rows: Sequence[Sequence[Cell]], heads: Sequence[str], *, no
     foot = f'<div class="depin-foot"><span>{escape(note)}</span></div>' if note else ""
     html = f'{style()}<div class="depin"><div class="depin-head"><b>{escape(title)}</b></div>{grid if rows else ""}{foot}</div>'
     return Shown(html, "\n".join(text))
+
+
+def _narrowed(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> list[list[str]]:
+    """The rows with the last column wrapped, so that a line keeps to `WIDTH`; a row's further lines have only that column."""
+    before = len(heads) - 1
+    used = 2 + sum(2 + max(len(row[i]) for row in (heads, *rows)) for i in range(before))
+    narrowed = []
+    for row in rows:
+        first, *more = textwrap.wrap(row[-1], max(30, WIDTH - used), break_on_hyphens=False) or [""]
+        narrowed += [[*row[:-1], first], *([""] * before + [line] for line in more)]
+    return narrowed
 
 
 def _td(cell: Cell, attributes: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from depin_nb.core.status import Status
@@ -10,6 +11,7 @@ from .html import MOST_SIGNATURES, Payout, payouts_of
 from .view import View, Worker, view
 
 BAR_WIDTH = 16
+WIDTH = 100  # of lines that stay; a browser wraps for itself
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
@@ -52,6 +54,18 @@ def summary_text(status: Status, payouts: Sequence[Payout] | None = None, notice
     return "\n".join(lines)
 
 
+def wrapped(text: str, first: str = "", rest: str | None = None) -> list[str]:
+    """Lines of at most `WIDTH` characters: `first` before the first, `rest` (blanks as long as `first`) before the others."""
+    rest = " " * len(first) if rest is None else rest
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
+
+
+def headline(status: Status) -> str:
+    """What a terminal shows when a run starts: the plan's first line."""
+    v = view(status)
+    return "\n".join(wrapped(f"{v.run_id}: {v.headline}", rest="  ")) if v.headline else ""
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 2) -> list[str]:
     """Aligned lines; the first `left` columns to the left, the others to the right."""
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
@@ -66,8 +80,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 2) -> 
 def _block(v: View) -> list[str]:
     times = ", ".join(f"{s.value} {s.label} ({s.tag})" for s in v.times)
     lines = [f"{v.run_id} {v.title}".rstrip() + f": {v.label}" + (" (simulated devices)" if v.simulated else "")]
-    if v.where:
-        lines.append(f"  {v.where}")
+    lines += wrapped(v.headline, "  ")
     lines.append(f"  ▕{bar(v.fraction, 30)}▏ {v.percent} {v.progress}, {times}")
     lines.append("  " + ", ".join(f"{s.label.lower()} {s.value} ({s.tag})" for s in v.learning))
     lines.append("  " + ", ".join(f"{s.label.lower()} {s.value} ({s.tag})" for s in (*v.money, *v.tokens)))
@@ -80,7 +93,8 @@ def _block(v: View) -> list[str]:
     lines += [f"  signature {whole}" for _, whole in v.signatures[:MOST_SIGNATURES]]
     if len(v.signatures) > MOST_SIGNATURES:
         lines.append(f"  and {len(v.signatures) - MOST_SIGNATURES} more")
-    lines += [f"  note: {n}" for n in v.notices]
+    for notice in v.notices:
+        lines += wrapped(notice, "  note: ")
     return lines
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from types import TracebackType
 from typing import Any
 
 from depin_nb.core.errors import DepinError
 
+_OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _RED, _PLAIN = "\x1b[31m", "\x1b[0m"
 
 
@@ -23,6 +26,14 @@ def compact(error: DepinError, *, colour: bool = True) -> list[str]:
     if cause is not None:
         lines.append(f"  (from {type(cause).__name__}: {cause})")
     return lines
+
+
+def users_frames(error: BaseException) -> TracebackType | None:
+    """The traceback from the first frame that isn't ours on, which is where the user's code begins; all of it when every frame is ours."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OURS):
+        trace = trace.tb_next
+    return trace or error.__traceback__
 
 
 def install() -> None:

@@ -18,7 +18,8 @@ WARN_AT = 0.8  # of the budget: DESIGN section 7
 LANE_WINDOW_S = 60.0  # what the hub keeps of a device's lane
 MOST_SPANS = 240  # over all lanes, so that sixteen workers stay under 20 kB (issue's item 6)
 MOST_SPANS_ENDED = 96  # what stays below the cell has the payouts beside
-MOST_NOTICES = 4
+MOST_NOTICES = 6
+MOST_HEADLINE = 320
 SPAN_STATES = ("work", "send", "wait", "lost")
 
 LABELS = {
@@ -80,7 +81,7 @@ class View:
 
     run_id: str
     title: str
-    where: str
+    headline: str  # which loop, how many iterations on how many workers, strategy and why
     state: str
     label: str
     tone: str
@@ -110,8 +111,8 @@ def view(status: Status, notices: Sequence[str] = ()) -> View:
     shown = tuple(clip(n, 200) for n in said[-MOST_NOTICES:])
     return View(
         run_id=status.run_id,
-        title=clip(status.name, 60) if status.name and status.name != status.run_id else "",
-        where=clip(status.where, 90),
+        title=_title(status),
+        headline=clip(", ".join(part for part in (status.where, status.strategy) if part), MOST_HEADLINE),
         state=status.state,
         label=LABELS.get(status.state, clip(status.state, 30)),
         tone=TONES.get(status.state, "live"),
@@ -135,6 +136,12 @@ def view(status: Status, notices: Sequence[str] = ()) -> View:
         notices=((f"{hidden} earlier notices", *shown) if hidden > 0 else shown),
         signatures=tuple((short(s), s) for s in status.signatures),
     )
+
+
+def _title(status: Status) -> str:
+    """The run's name, where it says more than its id and the headline do."""
+    name = clip(status.name, 60)
+    return "" if name == status.run_id or name.removesuffix("…") in status.where else name
 
 
 def plain_name(device: Device) -> str:
@@ -238,13 +245,13 @@ def _times(status: Status) -> tuple[Stat, ...]:
 
 
 def _learning(status: Status) -> tuple[Stat, ...]:
-    last = Stat("Loss", "-", "not yet")
+    last = Stat("Loss", "-", "none" if status.ended else "not yet")
     if status.loss:
         last = Stat("Loss", number(status.loss[-1][1]), Tag.METERED.value, "the newest loss handed in by a worker")
-    return (
-        last,
-        Stat("Samples/s", rate(status.samples_per_s), Tag.METERED.value, f"{count(status.samples_done)} samples so far"),
-    )
+    speed, when = status.samples_per_s, "so far"
+    if status.ended:  # nothing is going on any more: the whole run's average
+        speed, when = status.samples_done / max(status.elapsed_s, 1e-3), "in all; this is the average"
+    return last, Stat("Samples/s", rate(speed), Tag.METERED.value, f"{count(status.samples_done)} samples {when}")
 
 
 def _money(status: Status) -> tuple[Stat, ...]:
@@ -262,7 +269,6 @@ def _stat(label: str, figure: Figure, per: str = "") -> Stat:
 
 def _details(status: Status) -> tuple[tuple[str, str], ...]:
     return (
-        ("strategy", status.strategy),
         ("backend", status.backend),
         ("merges", count(status.merges)),
         ("up", size(status.bytes_up)),

@@ -44,11 +44,11 @@ class LeasedCell:
             for function in holders:
                 callees.originals.add(function.__code__)
             stack.enter_context(callees.originals.active())
-            changed = {f.__code__: rewrite_function(f, self.sites) for f in holders}
+            changed = {f.__code__: rewrite_function(f, self.sites, loops.token) for f in holders}
             for function in holders:
                 stack.enter_context(_swapped(function, changed[function.__code__], loops))
             self.namespace[LOOPS] = loops
-            tree = rewrite_tree(self.found.tree, self.sites)
+            tree = rewrite_tree(self.found.tree, self.sites, loops.token)
             return execute(tree)
 
 

@@ -83,7 +83,7 @@ def rerun(failed: Failed | None = None) -> BaseException | None:
     """The exception that the lease raises here, with its frames; None when it doesn't repeat. Raises UsageError when nothing has failed."""
     if failed is None:
         if not _last:
-            raise UsageError("no run of this kernel has failed in its loop", hint="`%depin debug` looks into the newest failure.")
+            raise UsageError("no run of this kernel has failed in its loop", hint="Run the cell that fails under `%%depin train` first.")
         failed = _last[0]
     kept = torch.get_rng_state(), random.getstate(), np.random.get_state()
     try:

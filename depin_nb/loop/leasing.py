@@ -13,6 +13,7 @@ from .find.counting import passes
 from .find.sites import Site
 from .generators import Generators
 from .probe import Probe
+from .released import PlainEntry, release_suspended
 from .resume import Past, replay_of
 from .source import Fetching
 from .source import wrap as wrap_source
@@ -29,6 +30,7 @@ class Loops:
     callees: Callees = field(default_factory=Callees)
     keeps: dict[int, tuple[str, ...]] = field(default_factory=dict)  # by site: what only the probe found to be kept beside
     _probes: dict[int, Probe] = field(default_factory=dict)
+    token: int = field(default_factory=itertools.count(1).__next__)  # no two cells have the same
     _entries: int = 0
 
     wrap = staticmethod(wrap_source)
@@ -47,8 +49,11 @@ class Loops:
         past: Past | None = getattr(self.hub, "past", None)
         return past
 
-    def enter(self, number: int, iterable: Any) -> Entry:
+    def enter(self, number: int, iterable: Any, token: int) -> Entry | PlainEntry:
+        """`token`: of the cell that the code was rewritten for; a generator of an earlier cell's goes on plainly."""
         frame = sys._getframe(1)
+        if token != self.token:
+            return PlainEntry(iterable, frame)
         self._entries += 1
         before = Generators(iterable)
         replay = replay_of(self.past, self._entries)
@@ -65,3 +70,4 @@ class Loops:
         self.callees.release()
         for name in [n for n in self.namespace if n.startswith("__depin_")]:
             del self.namespace[name]
+        release_suspended(self.sites, self.callees.originals)

@@ -62,7 +62,7 @@ class Lessor:
         self._reason = ""
         self._fitness = Fitness()
         self._sent: set[str] = set()
-        self.sent_bytes = {"blobs": 0, "units": 0}  # what this run has sent to its hub, beside its states
+        self.sent_bytes = {"program": 0, "data": 0, "units": 0}  # what this run has sent to its hub, beside its states
 
     # --- before anything is spent ---------------------------------------------------------------------
 
@@ -110,6 +110,7 @@ class Lessor:
         return strategy
 
     def planned(self, entering: Entering, strategy: StrategyConfig, shipment: Shipment, probe: Probe, state: State) -> None:
+        self.plan = None
         if probe.failed is None:
             said = caveats(entering, strategy, shipment, self.workers, self._fitness)
             self.plan = make_plan(
@@ -121,24 +122,20 @@ class Lessor:
             raise Planned(self.plan)
         if self.run_id is None and probe.failed is None:
             assert self.plan is not None
-            self._start(entering, strategy, self.plan)
+            self._start(entering, self.plan)
 
-    def _start(self, entering: Entering, strategy: StrategyConfig, plan: Plan) -> None:
+    def _start(self, entering: Entering, plan: Plan) -> None:
         if not self.workers:
             raise NoWorkers("no worker has joined the hub")
         if self.adopted is not None:
-            about: dict[str, Any] = {
-                "strategy": f"{strategy.name}: {self._reason}",
-                "where": entering.site.where(),
-                "passes": entering.passes,
-            }
+            about: dict[str, Any] = {"strategy": plan.way(), "where": plan.loop(), "passes": entering.passes}
             self.run_id = self.client.call("describe", run=self.adopted, notices=plan.notices(), **about)["run_id"]
             return
         answer = self.client.call(
             "run_start",
             name=self.options.name or entering.site.header(),
-            where=entering.site.where(),
-            strategy=f"{strategy.name}: {self._reason}",
+            where=plan.loop(),
+            strategy=plan.way(),
             budget=None if self.options.budget is None else self.options.budget.to_dict(),
             backend=self.backend,
             source=self.source,
@@ -175,7 +172,7 @@ class Lessor:
         unsent = [digest for digest in blobs if digest not in self._sent]
         for digest in self.client.call("blob_missing", run=self.run_id, digests=unsent)["missing"]:
             self.client.call("blob_put", run=self.run_id, data=blobs[digest])
-            self.sent_bytes["blobs"] += len(blobs[digest])
+            self.sent_bytes["program" if digest == program else "data"] += len(blobs[digest])
         self._sent.update(blobs)
         packages = dict(shipment.manifest.packages)
         spec = replace(spec, program=program, blobs=tuple(shipment.blobs), strategy=self._paced(spec), packages=packages)
@@ -184,11 +181,12 @@ class Lessor:
         return 2 * max(1, len(self.workers))
 
     def _about(self) -> dict[str, Any] | None:
-        """Where the entry stands, for a resume."""
+        """Where the entry stands, for a resume, and its plan in short, for the displays."""
         e = self._entering
         if e is None:
             return None
-        return {"number": e.number, "header": e.site.header(), "where": e.site.where(), "generators": e.generators}
+        shown = {} if self.plan is None else {"loop": self.plan.loop(), "strategy": self.plan.way()}
+        return {"number": e.number, "header": e.site.header(), "where": e.site.where(), "generators": e.generators, **shown}
 
     def _paced(self, spec: EntrySpec) -> StrategyConfig:
         """A gang's lease is about a second long, so that prints, displays and an interrupt keep up; its length changes no step."""

@@ -10,6 +10,8 @@ from ..loop.ship.manifest import Manifest
 from ..metering.estimate import EstimateRow
 
 SHOWN_ITEMS = 8
+MOST_WHERE = 90  # characters of the loop's own text in a line
+SOLO_CAVEAT = "one worker does it all: "  # as `planning.caveats` says it
 _BASIC = ("torch", "numpy")  # every worker has them: they are named after the others
 
 
@@ -42,14 +44,23 @@ class Plan:
 
     def headline(self) -> str:
         """The plan in one line."""
-        return f"{self.where} -> {self._count()} on {self._who()}, {self.strategy.name}: {self.reason}"
+        return f"{self.loop()}, {self.way()}"
+
+    def loop(self) -> str:
+        """Which loop, how many iterations of it, on how many workers."""
+        where = self.where if len(self.where) <= MOST_WHERE else self.where[: MOST_WHERE - 1] + "…"
+        return f"{where} -> {self._count()} on {self._who()}"
+
+    def way(self) -> str:
+        """The strategy and why."""
+        return f"{self.strategy.name}: {self.reason}"
 
     def facts(self) -> list[tuple[str, str]]:
         """The plan as (heading, sentence), the most important first."""
         facts = [
-            ("Loop", f"{self.where} -> {self._count()} on {self._who()}"),
+            ("Loop", self.loop()),
             ("Shared out", self._shared()),
-            ("Strategy", f"{self.strategy.name}: {self.reason}"),
+            ("Strategy", self.way()),
             ("On the worker", ", ".join(self.ships) or "nothing"),
             ("Stays here", ", ".join(("prints and bookkeeping", *self.stays))),
             ("Data", self.data),
@@ -61,13 +72,13 @@ class Plan:
             ("One iteration", f"{self.flops_per_iteration / 1e6:,.2f} MFLOP, {self.seconds_per_iteration * 1e3:.1f} ms here"),
         ]
         return [(heading, sentence) for heading, sentence in facts if sentence] + [
-            ("Note", caveat) for caveat in self.caveats if caveat != self.data
+            ("Note", caveat) for caveat in self._unsaid() if caveat != self.data
         ]
 
     def notices(self) -> list[str]:
         """What a user should know while it runs."""
         withheld = [f"withheld: {self._withheld()}"] if self.manifest.withheld else []
-        return [*self.caveats, *withheld, *(f"left out: {sentence}" for sentence in self.lacking)]
+        return [*self._unsaid(), *withheld, *(f"left out: {sentence}" for sentence in self.lacking)]
 
     def items(self) -> list[tuple[str, str, str]]:
         """(name, kind, size) of what leaves this machine, the largest first; many small ones summed up."""
@@ -91,6 +102,10 @@ class Plan:
 
     def __repr__(self) -> str:
         return self.text()
+
+    def _unsaid(self) -> list[str]:
+        """The caveats that the strategy's reason doesn't tell already."""
+        return [caveat for caveat in self.caveats if caveat.removeprefix(SOLO_CAVEAT) not in self.reason]
 
     # --- sentences -----------------------------------------------------------------------------------
 

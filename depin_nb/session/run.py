@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class Run:
     """`status` is the last one known; `load_state` reads the newest merged version.
 
-    `sent_bytes`: what this kernel sent the hub for it: `blobs` (programs and data, each content once) and `units` (indices or samples).
+    `sent_bytes`: what this kernel sent the hub for it: `program` (code and names, where they changed), `data` (each content once) and
+    `units` (indices or samples).
     """
 
     run_id: str

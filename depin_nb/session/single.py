@@ -88,9 +88,9 @@ class Single:
         stays = [f"{name} stays here: on the worker, uses of it do nothing" for name in shipment.ghosts]
         answer = lessor.client.call(
             "run_start",
-            name=lessor.options.name or "a whole cell",
+            name=lessor.options.name or "the whole cell",
             where="the whole cell",
-            strategy="single: the whole cell on one worker, not split",
+            strategy="single: on one worker, not split",
             budget=None if lessor.options.budget is None else lessor.options.budget.to_dict(),
             backend=lessor.backend,
             source=lessor.source,

@@ -61,9 +61,9 @@ def test_a_dataset_is_sent_once_or_its_samples_each_time(one):
     text = local(SETUP, cell)[1]
     first, again, samples = (Trained(one, SETUP, cell, strategy="sync", data=way).checked() for way in ("auto", "auto", "samples"))
     assert first.text == again.text == samples.text == text
-    assert first.run.sent_bytes["blobs"] > DATA_BYTES  # both passes, one time
-    assert first.run.sent_bytes["blobs"] < 1.5 * DATA_BYTES
-    assert again.run.sent_bytes["blobs"] < 0.1 * DATA_BYTES
+    assert first.run.sent_bytes["data"] > DATA_BYTES  # both passes, one time
+    assert first.run.sent_bytes["data"] < 1.5 * DATA_BYTES
+    assert again.run.sent_bytes["data"] == 0
     assert again.run.sent_bytes["units"] < 0.1 * DATA_BYTES
     assert samples.run.sent_bytes["units"] > 2 * DATA_BYTES
 

@@ -141,7 +141,7 @@ function statList(place, stats) {
 
 function build(root) {
   const part = {
-    state: el("span", "depin-state"), run: el("b"), title: el("span"), sim: el("span"), where: el("span", "depin-where"),
+    state: el("span", "depin-state"), run: el("b"), title: el("span"), sim: el("span"), plan: el("div", "depin-plan"),
     done: el("i"), percent: el("b"), progress: el("span"), times: el("span"), learning: el("div", "depin-row"),
     curve: el("canvas", "depin-curve"), money: el("dl", "depin-stats"), tokens: el("dl", "depin-stats"),
     spent: el("i"), held: el("i", "depin-held"), mark: el("i", "depin-mark"), cap: el("small"), window: el("span"),
@@ -171,7 +171,8 @@ function build(root) {
   const paid = [["Earned", "metered"], ["Paid", "settled"]].map(([words, tag]) => el("th", "", words, el("br"), tag));
   const head = el("tr", "", el("th", "", "Worker"), el("th", "depin-l depin-wide", part.window, ...keys), ...heads, ...paid);
   root.append(
-    el("div", "depin-head", part.state, part.run, part.title, part.sim, part.where),
+    el("div", "depin-head", part.state, part.run, part.title, part.sim),
+    part.plan,
     part.bar,
     el("div", "depin-row", el("span", "", part.percent, " ", part.progress), part.times),
     el("div", "depin-body",
@@ -209,7 +210,7 @@ function show(part, v, pressed) {
   put(part.run, v.run_id);
   put(part.title, v.title);
   part.sim.replaceChildren(...badge(v.simulated));
-  put(part.where, v.where);
+  put(part.plan, v.headline);
   part.done.style.width = `${(v.fraction || 0) * 100}%`;
   part.bar.setAttribute("aria-valuetext", v.percent || "not known");
   put(part.percent, v.percent);

@@ -87,16 +87,17 @@ class _Analysis:
         out.counters = self._counters(held)
         held -= out.counters.keys()
         self._accumulators(held)
-        out.carried = {path for path in held if self._is_carried(path)}
+        gathered = {path for path in held if self._is_gathered(path)}
+        out.carried = {path for path in held - gathered if self._is_carried(path)}
         for path in sorted(out.carried):
             line = where(self.by_path[path][0].node, self.loop.lineno)
             out.solo.append(f"{line}: `{shown(path)}` is handed from one iteration to the next")
         out.histories = {path for path in out.carried if not self._cut_first(path)}
         plain = {p for p in held - out.carried if p in out.accumulators or not self._is_device_path(p)}
-        inside = {p for p in held if any(w.how == "replace" for w in self.by_path[p]) and p not in out.carried}
+        inside = {p for p in held if any(w.how == "replace" for w in self.by_path[p]) and p not in out.carried} | gathered
         if reason := feedback(self.flow, self.sides, plain | inside, inside):
             out.solo.append(reason)
-        out.placed = {w.path for w in self.flow.writes if w.how in ("bind", "augment") and self._is_placed(w.path)} | {
+        out.placed = {w.path for w in self.flow.writes if w.how in ("bind", "augment") and w.path not in gathered and self._is_placed(w.path)} | {
             p for p in out.carried if split(p)[1]
         }
         found = gradients(self.flow, self.loop.lineno)
@@ -158,6 +159,13 @@ class _Analysis:
         value = self.sides.at(path)
         in_place = all(w.how in ("augment", "mutate") for w in writes)
         return not (isinstance(value, torch.Tensor) and in_place)  # `w -= lr * w.grad` stays the object that it is
+
+    def _is_gathered(self, path: str) -> bool:
+        """Whether a path's list is only added to (`history["lr"] += [x]`): both halves do that, so nothing is handed on."""
+        added = [w for w in self.by_path[path] if w.how == "augment"]
+        others = [w for w in self.by_path[path] if w.how not in ("augment", "replace", "mutate")]
+        adds = all(isinstance(w.node, ast.AugAssign) and isinstance(w.node.op, ast.Add) for w in added)
+        return bool(split(path)[1] and added) and adds and not others and type(self.sides.at(path)) is list
 
     def _cut_first(self, path: str) -> bool:
         """Whether the first thing that an iteration does with a path is to detach it."""

@@ -1,6 +1,6 @@
 """The notebook half's code: the cell (and functions that hold a leased loop) with the loop's body instrumented in place.
 
-with __depin_loops__.enter(0, <iterable>) as __depin_entry__:
+with __depin_loops__.enter(0, <iterable>, <the cell's number>) as __depin_entry__:
     for __depin_item__ in __depin_entry__: <target and body, instrumented>
     else: __depin_entry__.ran_out = True
 if __depin_entry__.has("x", locals()): x = __depin_entry__.left("x")
@@ -29,12 +29,12 @@ ITEM = "__depin_item__"
 _FRAME_CALLS = ("super", "locals", "globals", "vars", "dir", "eval", "exec")
 
 
-def rewrite_tree(tree: Any, sites: list[Site]) -> Any:
-    """`tree` with the loops of `sites` (found by identity) replaced."""
-    return ast.fix_missing_locations(_Rewriter(sites).visit(tree))
+def rewrite_tree(tree: Any, sites: list[Site], token: int) -> Any:
+    """`tree` with the loops of `sites` (found by identity) replaced. `token`: of the cell's `Loops`."""
+    return ast.fix_missing_locations(_Rewriter(sites, token).visit(tree))
 
 
-def rewrite_function(function: types.FunctionType, sites: list[Site]) -> types.CodeType:
+def rewrite_function(function: types.FunctionType, sites: list[Site], token: int) -> types.CodeType:
     """The code of a function with its sites leased, with the same free variables, ready for `function.__code__`."""
     site = next(site for site in sites if site.function is not None and site.function.__code__ == function.__code__)
     root: Any = site.root
@@ -45,7 +45,7 @@ def rewrite_function(function: types.FunctionType, sites: list[Site]) -> types.C
             reason="changed source",
             hint="Reload the module (`importlib.reload(module)`), or restart the kernel, and run the cell again.",
         )
-    node = rewrite_tree(copy_of(root, sites), sites)
+    node = rewrite_tree(copy_of(root, sites), sites, token)
     return compiled(node, function.__code__)
 
 
@@ -55,18 +55,18 @@ def copy_of(root: ast.AST, sites: list[Site]) -> Any:
 
 
 class _Rewriter(ast.NodeTransformer):
-    def __init__(self, sites: list[Site]) -> None:
+    def __init__(self, sites: list[Site], token: int) -> None:
         self.numbers = {id(site.node): number for number, site in enumerate(sites)}
-        self.sites = sites
+        self.sites, self.token = sites, token
 
     def _loop(self, node: Any) -> Any:
         number = self.numbers.get(id(node))
-        return self.generic_visit(node) if number is None else leased(self.sites[number], number)
+        return self.generic_visit(node) if number is None else leased(self.sites[number], number, self.token)
 
     visit_For = visit_While = _loop
 
 
-def leased(site: Site, number: int) -> list[ast.stmt]:
+def leased(site: Site, number: int, token: int) -> list[ast.stmt]:
     """One loop as its notebook half."""
     form, node = site.form, site.node
     instrument = Instrument(worker=False)
@@ -85,7 +85,7 @@ def leased(site: Site, number: int) -> list[ast.stmt]:
         call.keywords = [ast.keyword(arg="flagged", value=ast.Constant(value=True))] if fetch.renewed else []
         before.append(_assign(_fetching(place), call))
         iterable = _name(_fetching(place))
-    enter = _loops("enter", ast.Constant(value=number), iterable)
+    enter = _loops("enter", ast.Constant(value=number), iterable, ast.Constant(value=token))
     statements: list[ast.stmt] = [ast.With(items=[ast.withitem(context_expr=enter, optional_vars=_name(ENTRY, ast.Store()))], body=[run])]
     statements += [_left(name, site) for name in sorted(_stored(loop))]
     if form.fetches:

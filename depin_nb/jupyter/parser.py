@@ -33,7 +33,9 @@ def parse(line: str, *, cell: bool) -> argparse.Namespace:
     if found.cell != cell:
         raise UsageError(
             f"`{found.name}` is {'a cell magic: it goes above the code that it runs' if found.cell else 'for one line, not for a cell'}",
-            hint=f"Write `{found.brief}`; `%depin {found.name} --help` lists them." if found.brief.endswith("[options]") else f"Write `{found.usage}`.",
+            hint=f"Write `{found.brief}`; `%depin {found.name} --help` lists them."
+            if found.brief.endswith("[options]")
+            else f"Write `{found.usage}`.",
         )
     return _read(found, words[1:])
 

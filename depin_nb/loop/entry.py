@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import types
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,9 @@ from . import debug
 from .contract import Entering, Part
 from .debug import Trail
 from .generators import Generators
+from .halves.byvalue import MAX_STORED_BYTES
 from .halves.failures import users_own
-from .halves.left import unpack_left
+from .halves.left import still_absent, unpack_left
 from .halves.replay import MAX_LOG_BYTES, Replayer
 from .opening import admitted, facts_of, may_leave, passes_of, probe_entry, ship_entry
 from .paths import read, split, write
@@ -140,6 +142,7 @@ class Entry:
                 self._open()  # one worker must do it: chosen, shipped and probed again
                 return
             loops._probes[self.number] = made
+            facts.caveats += made.caveats
             loops.hub.planned(entering, strategy, shipment, made, state)
             if made.failed is not None:
                 self._raising = made.failed
@@ -306,6 +309,21 @@ class Entry:
 
     # --- leaving ----------------------------------------------------------------------------------------------
 
+    def _tell_absent(self) -> None:
+        """Says once what plain objects kept that was too large to come back."""
+        names = {**self.frame.f_globals, **self.frame.f_locals}
+        absent = [n for n in still_absent(self.replayer.absent.values(), names) if n not in self.loops.told]
+        self.replayer.absent.clear()
+        if absent:
+            self.loops.told.update(absent)
+            more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+            warnings.warn(
+                f"line {self.site.line}: {', '.join(f'`{name}`' for name in absent[:3])}{more} stayed on the worker: "
+                f"a value that a plain object keeps comes back up to {MAX_STORED_BYTES >> 10} kB. "
+                "Keep a smaller part of it, or append it to a list",
+                stacklevel=3,
+            )
+
     def _finish(self, *, done: bool) -> None:
         self.source.finish(self.replayed, done=done)
         if done and self.source.end_state is not None:
@@ -342,6 +360,7 @@ class Entry:
             for name, value in self._left.items():
                 if holds_remote(space.get(name)):
                     space[name] = value
+        self._tell_absent()
         if error is not None:
             users_own(error)
         if isinstance(error, Exception) and not isinstance(error, DepinError) and self._trail is not None:

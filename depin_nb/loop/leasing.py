@@ -29,6 +29,7 @@ class Loops:
     namespace: dict[str, Any]
     callees: Callees = field(default_factory=Callees)
     keeps: dict[int, tuple[str, ...]] = field(default_factory=dict)  # by site: what only the probe found to be kept beside
+    told: set[str] = field(default_factory=set)  # what the notebook was told of already: places whose values stayed on a worker
     _probes: dict[int, Probe] = field(default_factory=dict)
     token: int = field(default_factory=itertools.count(1).__next__)  # no two cells have the same
     _entries: int = 0

@@ -17,6 +17,7 @@ from .halves.record import Outcome, WorkerHalf, compile_body
 from .halves.replay import Replayer, rebuilt
 from .halves.runtime import RAISE
 from .paths import write
+from .ship.beside import stays
 from .ship.capture import Shipment
 from .ship.compiled import uncompiled
 from .ship.program import open_program
@@ -43,6 +44,7 @@ class Probe:
     after: State | None = None
     keeps: tuple[str, ...] = ()
     unit_bytes: int = 0
+    caveats: tuple[str, ...] = ()  # for the plan
 
 
 def probe(shipment: Shipment, state: State, unit: Unit, strategy: StrategyConfig, seed: int, namespace: dict[str, Any]) -> Probe:
@@ -68,7 +70,8 @@ def probe(shipment: Shipment, state: State, unit: Unit, strategy: StrategyConfig
     seconds = half.run(lease, spec).seconds if not outcome.exit else outcome.seconds
     memory = 4 * state.nbytes() + sum(map(len, shipment.blobs.values()))
     keeps = tuple(half.roots.kept_beside(first)) if not outcome.exit else ()
-    return Probe(counter.get_total_flops(), max(seconds, 1e-6), memory, losses, keeps=keeps, unit_bytes=len(unit.data))
+    said = stays(half.roots.marks) if half.roots.marks is not None else ()
+    return Probe(counter.get_total_flops(), max(seconds, 1e-6), memory, losses, keeps=keeps, unit_bytes=len(unit.data), caveats=said)
 
 
 def _rehearse(shipment: Shipment, half: WorkerHalf, log: bytes, unit: Unit, namespace: dict[str, Any], left_by: str) -> None:

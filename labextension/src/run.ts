@@ -102,8 +102,8 @@ export class RunView implements View<Run> {
     text(this._name, name);
     set(this._name, 'title', name);
     text(this._state, shown);
-    text(this._where, [run.strategy, run.backend + (run.simulated && !run.backend.includes('simulated') ? ', simulated' : '')].filter(Boolean).join(' · '));
-    set(this._where, 'title', run.where || undefined);
+    text(this._where, [run.strategy.split(':')[0], run.backend + (run.simulated && !run.backend.includes('simulated') ? ', simulated' : '')].filter(Boolean).join(' · '));
+    set(this._where, 'title', [run.where, run.strategy].filter(Boolean).join(', ') || undefined);
     text(this._id, run.name ? run.run_id : '');
 
     const open = this._open ?? active;

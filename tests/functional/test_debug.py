@@ -75,7 +75,10 @@ def test_the_debugger_stands_in_the_users_frame_of_the_failing_iteration(shell, 
     assert type(failed.error_in_exec) is shell.user_ns["Diverged"]
     files = [frame.filename for frame in traceback.extract_tb(failed.error_in_exec.__traceback__)]
     ours = [file for file in files if "depin_nb" in file]
-    assert [file.endswith("magic.py") for file in ours] == [True, True]  # IPython hides them: nothing of ours stands around the user's lines
+    assert [file.endswith("magic.py") for file in ours] == [
+        True,
+        True,
+    ]  # IPython hides these two; no others stand around the user's lines
     shown = capsys.readouterr().out
     assert "magic.py" not in shown
     assert "----> 6 check(loss, i)" in shown

@@ -97,9 +97,9 @@ class _Analysis:
         inside = {p for p in held if any(w.how == "replace" for w in self.by_path[p]) and p not in out.carried} | gathered
         if reason := feedback(self.flow, self.sides, plain | inside, inside):
             out.solo.append(reason)
-        out.placed = {w.path for w in self.flow.writes if w.how in ("bind", "augment") and w.path not in gathered and self._is_placed(w.path)} | {
-            p for p in out.carried if split(p)[1]
-        }
+        out.placed = {
+            w.path for w in self.flow.writes if w.how in ("bind", "augment") and w.path not in gathered and self._is_placed(w.path)
+        } | {p for p in out.carried if split(p)[1]}
         found = gradients(self.flow, self.loop.lineno)
         out.grads = found.kept
         out.solo += [*found.reasons, *found.sometimes]

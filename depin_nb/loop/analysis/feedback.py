@@ -10,6 +10,8 @@ from .flow import Flow
 from .inline import where
 from .sides import Sides, leaves
 
+_ARITHMETIC = {"int", "float", "min", "max", "abs", "round", "pow"}
+
 Tainted = dict[str, str]  # path -> the kept path that it comes from
 
 
@@ -75,8 +77,23 @@ class _Feedback:
             if name in self.containers and how.startswith("is set"):
                 return f"{where(node)}: `{shown(name)}` is handed from one iteration to the next"
             if name:
-                return f"{where(node)}: `{shown(name)}`, kept from one iteration to the next, {how}"
+                return f"{where(node)}: `{shown(name)}`, kept from one iteration to the next, {how}{self._advice(name)}"
         return ""
+
+    def _advice(self, name: str) -> str:
+        """What would let several workers share the loop, where a number only ever follows from itself: `ptr = (ptr + 8) % n`."""
+        writes = [w for w in self.flow.writes if overlaps(w.path, name)]
+        changed = {w.path for w in self.flow.writes} - {name}
+        for write in writes:
+            assigns = isinstance(write.node, (ast.Assign, ast.AugAssign)) and write.path == name and not write.depth
+            nodes = list(ast.walk(write.value)) if write.value is not None else []
+            calls = [n for n in nodes if isinstance(n, ast.Call) and not (isinstance(n.func, ast.Name) and n.func.id in _ARITHMETIC)]
+            others = any(overlaps(path, c) for path, _ in self.flow.paths_in(write.value) for c in changed)
+            if not assigns or calls or others or self.sides.is_device(write.value):
+                return ""
+        if type(self.sides.at(name)) not in (int, float):
+            return ""
+        return "; computed from the loop's own index instead (`for i, ... in enumerate(...)`), it would let several workers share the loop"
 
     def _met(self, node: Any) -> tuple[str, str]:
         enters = "enters a computation on tensors"

@@ -16,6 +16,7 @@ import torch
 from ...core.errors import ReplayError
 from .graphs import graph_names, revived
 
+MAX_STORED_BYTES = 64 << 10  # of one value that a plain object keeps, or that a tensor in the notebook takes up
 _FACTORIES = {"list": list, "int": int, "float": float, "dict": dict, "set": set}
 _DEEPEST = 16
 

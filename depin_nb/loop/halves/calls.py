@@ -89,6 +89,9 @@ class Calls(Expressions):
             return self._op(number, lambda: function(*args, **kwargs), owner, *args, *kwargs.values())
         if type(owner) in (list, dict, set) and self._is_fresh(owner):
             return function(*args, **kwargs)
+        if type(owner) in (dict, list):
+            for given in args:
+                self._escapes(given)
         if type(function) is types.FunctionType and is_metric_type(
             type(owner)
         ):  # torchmetrics wraps `update` and `compute` on the instance

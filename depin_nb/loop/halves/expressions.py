@@ -62,6 +62,9 @@ class Expressions:
         """Whether the iteration itself made this container: it lives where the iteration does."""
         return False
 
+    def _escapes(self, container: Any) -> None:
+        """A container that the iteration made goes into one that outlives it: `seen.setdefault(name, [])`."""
+
     # --- expressions -----------------------------------------------------------------------------------
 
     def attribute(self, number: int, owner: Any, name: str) -> Any:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import types
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
 from ...core.codec import decode, encode
 from ...core.errors import CodecError, ReplayError
+from ..source import holds_remote
 from .byvalue import nbytes, pack, unpack
 
 MAX_LEFT_BYTES = 64 << 20
@@ -39,6 +41,29 @@ def unpack_left(left: bytes, modules: Mapping[str, torch.nn.Module], namespace: 
     if type(wires) is not dict or not all(type(name) is str for name in wires):
         raise ReplayError("the names left behind are malformed", detail="left")
     return {name: _value(wire, modules, namespace) for name, wire in wires.items()}
+
+
+def still_absent(places: Iterable[tuple[Any, tuple[bool, Any]]], names: Mapping[str, Any]) -> list[str]:
+    """What the user calls the (owner, step) whose values have stayed on a worker. `names`: of the loop's frame."""
+    said = []
+    for owner, (is_item, key) in places:
+        try:
+            value = owner[key] if is_item else getattr(owner, key)
+        except (LookupError, AttributeError, TypeError):
+            continue
+        if holds_remote(value):
+            step = f"[{key!r}]" if type(key) in (int, str) else "[...]"
+            said.append(_called(owner, names) + (step if is_item else f".{key}"))
+    return said
+
+
+def _called(owner: Any, names: Mapping[str, Any]) -> str:
+    for name, value in names.items():
+        if value is owner:
+            return name
+    held = ((name, getattr(value, "__dict__", None)) for name, value in names.items() if not isinstance(value, (type, types.ModuleType)))
+    inner = (f"{name}.{key}" for name, inside in held if type(inside) is dict for key, value in inside.items() if value is owner)
+    return next(inner, type(owner).__name__)
 
 
 def _wire(value: Any, modules: Mapping[str, torch.nn.Module]) -> Any:

@@ -18,14 +18,13 @@ from ...core.errors import ShipError
 from .. import output
 from ..ship.program import Program
 from ..values import Ghost, is_device_type, is_metric_type, is_value, speaks, stays
-from .byvalue import copied, nbytes, pack, tensors_in
+from .byvalue import MAX_STORED_BYTES, copied, nbytes, pack, tensors_in
 from .calls import Act
 from .entries import CALLED, HANDED, RAISE, SAID, SET, SINK, SIZE, VALUE
 from .failures import described
 from .runtime import LeaveLoop, Runtime
 
 MAX_HANDED_BYTES = 64 << 20  # by value, an iteration
-MAX_STORED_BYTES = 64 << 10  # of one value that a plain object keeps, or that a tensor in the notebook takes up
 _SCALARS = frozenset({int, float, str, bool, type(None), complex, bytes})
 _OWNED = frozenset({list, dict, set})
 

@@ -23,6 +23,7 @@ from .failures import rebuilt
 from .runtime import Runtime
 
 MAX_LOG_BYTES = 256 << 20
+_MOST_ABSENT = 64  # places: they are only told of
 _SCALARS = frozenset({int, float, str, bool, type(None)})
 _REMOTE_NAMES = {"backward", "requires_grad", "grad_fn", "grad", "is_leaf", "retain_grad", "register_hook", "device"}
 _RANDOM = re.compile("rand|dropout|bernoulli|multinomial|normal|uniform|exponential|poisson|backward|grad$")
@@ -40,6 +41,7 @@ class Replayer(Runtime):
         self.namespace = namespace
         self.rehearsal, self.shared = rehearsal, shared
         self.theirs: dict[int, Any] = {}  # containers of the notebook that only the worker fills (its hooks do)
+        self.absent: dict[tuple[int, Any], tuple[Any, tuple[bool, Any]]] = {}  # places of plain objects whose values stayed on a worker
         self._entries: list[list[Any]] = []
         self._next = 0
         self._turns = 0
@@ -209,6 +211,13 @@ class Replayer(Runtime):
         if text and self.shared:  # a worker's text of what the notebook has itself is of that worker's part only
             given.update({key: str(value) for key, value in values.items() if self._is_own((value,))})
         return given
+
+    def _stored(self, number: int, owner: Any, value: Any, step: tuple[bool, Any]) -> Any:
+        kept = super()._stored(number, owner, value, step)
+        if _remote(kept) and not self._is_fresh(owner) and len(self.absent) < _MOST_ABSENT:
+            key = step[1] if type(step[1]) in _SCALARS else type(step[1])
+            self.absent.setdefault((id(owner), key), (owner, step))
+        return kept
 
     def _mutate(self, number: int, owner: Any, act: Act, values: dict[Any, Any], *, forced: bool = False) -> Any:
         entry = self._take(number)

@@ -34,5 +34,8 @@ class Runtime(Statements):
     def _is_fresh(self, container: Any) -> bool:
         return id(container) in self._fresh
 
+    def _escapes(self, container: Any) -> None:
+        self._fresh.pop(id(container), None)
+
 
 __all__ = ["CALLED", "HANDED", "RAISE", "SAID", "SET", "SINK", "SIZE", "VALUE", "LeaveLoop", "Runtime"]

@@ -27,13 +27,13 @@ class Statements(Calls):
         if self.is_device(owner):
             self._op(-abs(number), lambda: setattr(owner, name, value))
         else:
-            setattr(owner, name, self._stored(number, owner, value))
+            setattr(owner, name, self._stored(number, owner, value, (False, name)))
 
     def set_item(self, number: int, owner: Any, index: Any, value: Any) -> None:
         if self.is_device(owner) or self.touches(index) or (isinstance(owner, np.ndarray) and self.touches(value)):
             self._set_item(number, owner, index, value)
         else:
-            owner[index] = self._stored(number, owner, value)
+            owner[index] = self._stored(number, owner, value, (True, index))
 
     def _set_item(self, number: int, owner: Any, index: Any, value: Any) -> None:
         def act(given: dict[Any, Any]) -> None:
@@ -41,8 +41,11 @@ class Statements(Calls):
 
         self._mutate(-abs(number), owner, act, {0: index, 1: value}, forced=not self.is_device(owner))
 
-    def _stored(self, number: int, owner: Any, value: Any) -> Any:
-        """A value as a plain object keeps it: small device-side values arrive in the notebook by value."""
+    def _stored(self, number: int, owner: Any, value: Any, step: tuple[bool, Any]) -> Any:
+        """A value as a plain object keeps it: small device-side values arrive in the notebook by value.
+
+        `step`: where in the owner, as (is an item, name or key).
+        """
         if not self.touches(value) or self._is_fresh(owner):
             return value
         return self._take_values(number, None, {0: value}, text=False, limited=True).get(0, value)

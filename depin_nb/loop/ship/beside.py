@@ -20,12 +20,14 @@ _SIMPLE = (bool, int, float, complex, str, bytes, type(None))
 
 @dataclass
 class Marks:
-    """How attributes and tensors stood; `touched`: what has differed since, or was written from a state."""
+    """How attributes and tensors stood; `touched`: what has differed since, or was written from a state; `large`: those of it that
+    are too large to travel, with their bytes."""
 
     attributes: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
     trains: dict[str, bool] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
+    large: dict[str, int] = field(default_factory=dict)
 
 
 def attributes(modules: Mapping[str, torch.nn.Module]) -> Iterator[tuple[str, torch.nn.Module, str, Any]]:
@@ -79,7 +81,10 @@ def read(modules: Mapping[str, torch.nn.Module], marks: Marks) -> dict[str, Any]
     for path, _, _, value in attributes(modules):
         if path in marks.touched or marks.attributes.get(path, marks) != _sign(value):
             marks.touched.add(path)
-            if _size(value) <= MAX_ATTRIBUTE_BYTES:
+            size = _size(value)
+            if size > MAX_ATTRIBUTE_BYTES:
+                marks.large[path] = size
+            else:
                 plain[f"{path}/attribute"] = value.clone() if isinstance(value, torch.Tensor) else _copied(value)
     for path, parameter in _parameters(modules):
         key = f"{path}/trains"
@@ -107,6 +112,15 @@ def kept(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
         elif key not in before or encode([before[key]]) != encode([value]):
             said.append(f"`{name}` is kept by the model from one iteration to the next")
     return said
+
+
+def stays(marks: Marks) -> tuple[str, ...]:
+    """Sentences for the plan: attributes that are changed and too large to come back."""
+    return tuple(
+        f"`{path.replace('/', '.')}` is changed on the worker and stays there: it has {size / 1e6:.1f} MB, and what a model keeps beside "
+        f"weights and buffers comes back up to {MAX_ATTRIBUTE_BYTES / 1e6:.0f} MB (make it a buffer: `self.register_buffer(...)`)"
+        for path, size in sorted(marks.large.items())
+    )
 
 
 def write(modules: Mapping[str, torch.nn.Module], plain: Mapping[str, Any], marks: Marks | None) -> None:

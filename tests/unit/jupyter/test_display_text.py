@@ -9,8 +9,10 @@ from html.parser import HTMLParser
 import pytest
 
 from depin_nb.core.amount import DPN, Amount
+from depin_nb.jupyter.commands import COMMANDS
 from depin_nb.jupyter.display import Payout, html, payouts_of, summary_html, summary_text, text_block, text_line
-from depin_nb.jupyter.tables import help_text, runs, workers
+from depin_nb.jupyter.tables import Cell, card, help_text, runs, workers
+from depin_nb.jupyter.text import WIDTH
 
 MOST_BYTES = 20_000
 VOID = {"br", "hr", "img", "input"}
@@ -91,6 +93,7 @@ def test_every_simulated_worker_is_labelled(sample) -> None:
 
 def test_losses_that_are_no_numbers_and_runs_without_anything(sample) -> None:
     assert "the first loss is still to come" in html(sample(points=0, devices=0))
+    assert "still to come" not in html(sample(points=0, state="finished"))
     Balanced(html(sample(loss=((0.0, math.nan), (1.0, math.inf)))))
     Balanced(html(sample(points=1, iterations_total=None, elapsed_s=0.0)))
 
@@ -107,6 +110,35 @@ def test_text_has_the_figures_with_their_tags(sample) -> None:
     block = text_block(sample())
     for words in ("$0.061 (metered)", "$2.39/h (estimated)", "2.71 DPN (metered)", "0:42 left (estimated)", "61 % of the budget $0.10"):
         assert words in block
+
+
+def test_the_headline_is_the_first_thing_after_the_state_and_wraps(sample) -> None:
+    status = sample(where="the cell, line 2: for x, y in loader -> 45 iterations on 3 workers", strategy="local: " + "slow links " * 12)
+    said = f"{status.where}, {status.strategy}".strip()
+    assert said in Balanced(html(status)).words
+    lines = text_block(status).splitlines()
+    assert " ".join(line.strip() for line in lines[1:4]).startswith(said)
+    assert max(map(len, lines[1:4])) <= WIDTH
+    assert "strategy local" not in text_block(status)
+
+
+@pytest.mark.parametrize("only", [None, *COMMANDS], ids=lambda c: c.name if c else "all")
+def test_help_keeps_to_its_width_and_shows_each_argument_as_it_is_written(only) -> None:
+    shown = help_text(only)
+    assert max(map(len, shown.text.splitlines())) <= WIDTH
+    named = [a.form for a in only.arguments] if only else [c.brief for c in COMMANDS]
+    assert [name for name in named if f"  {name}  " not in shown.text] == []
+    assert all(name.count("[") == name.count("]") for name in named)
+
+
+def test_a_long_last_column_wraps_in_text_only() -> None:
+    long = "word " * 60
+    shown = card("Plan", [[Cell("Loop"), Cell(long.strip())], [Cell("Data"), Cell("short")]], ["", ""], left=2, prose=True)
+    first, *others = shown.text.splitlines()[1:]
+    assert first.startswith("  Loop  word")
+    assert [line[:8].strip() for line in others] == ["", "", "", "Data"]
+    assert max(map(len, shown.text.splitlines())) <= WIDTH
+    assert long.strip() in shown.html
 
 
 def test_payouts_come_from_the_status_or_from_the_caller(sample) -> None:

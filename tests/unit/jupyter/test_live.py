@@ -221,16 +221,17 @@ def test_the_terminal_line_keeps_out_of_the_way_of_prints(sample, monkeypatch) -
     surface.show(sample(), [])
     assert tty.screen()[-1].startswith("run-7f3c running")
     print("[0, 100] loss 0.513")
-    assert tty.screen() == ["[0, 100] loss 0.513", ""]
+    begun = "run-7f3c: cell 3, line 4: for i, (x, y) in enumerate(loader), local, 50 inner steps, 4 bits"
+    assert tty.screen() == [begun, "[0, 100] loss 0.513", ""]
     print("a line with", end="")
     surface.show(sample(), [])  # stays away: a line is open
     print(" two parts")
     surface.show(sample(), [])
-    assert tty.screen()[:2] == ["[0, 100] loss 0.513", "a line with two parts"]
-    assert len(tty.screen()[2]) < 100
+    assert tty.screen()[:3] == [begun, "[0, 100] loss 0.513", "a line with two parts"]  # the headline once
+    assert len(tty.screen()[3]) < 100
     surface.finish(sample(state="finished"), None, [])
     assert sys.stdout is tty
-    assert tty.screen()[2] == "run-7f3c digits: finished (simulated devices)"
+    assert tty.screen()[3] == "run-7f3c digits: finished (simulated devices)"
 
 
 def test_a_pipe_gets_the_summary_only(sample) -> None:

@@ -13,7 +13,7 @@ from depin_nb.core.amount import DPN, Amount, Figure, Tag
 from depin_nb.core.status import ACTIVE, ENDED
 from depin_nb.jupyter.curve import MOST_POINTS, curve
 from depin_nb.jupyter.figures import duration, percent, rate, short, size
-from depin_nb.jupyter.view import LABELS, SPAN_STATES, budget_bar, spans, view
+from depin_nb.jupyter.view import LABELS, MOST_HEADLINE, SPAN_STATES, budget_bar, spans, view
 
 TAGS = {t.value for t in Tag}
 losses = st.lists(st.tuples(st.floats(0, 1e6), st.floats(allow_nan=True, allow_infinity=True, width=32)), max_size=300)
@@ -78,6 +78,21 @@ def test_every_figure_has_a_tag(sample) -> None:
     assert [s.tag for s in v.tokens] == ["metered", "settled"]
 
 
+def test_the_headline_says_loop_workers_strategy_and_why(sample) -> None:
+    status = sample(where="fit(), line 4: for x, y in loader -> 45 iterations on 3 workers", strategy="sync: fast links", name="digits")
+    assert view(status).headline == "fit(), line 4: for x, y in loader -> 45 iterations on 3 workers, sync: fast links"
+    assert view(status).title == "digits"
+    assert view(replace(status, name="for x, y in loader")).title == ""  # the headline has it
+    assert view(replace(status, strategy="")).headline == status.where
+    assert len(view(replace(status, strategy="s" * 900)).headline) == MOST_HEADLINE
+
+
+def test_a_run_that_ended_tells_its_average_speed(sample) -> None:
+    v = view(sample(state="finished", samples_per_s=0.0, samples_done=1840, elapsed_s=92.0))
+    assert [s.value for s in v.learning if s.label == "Samples/s"] == ["20"]
+    assert [s.tag for s in view(sample(state="finished", loss=())).learning] == ["none", Tag.METERED.value]
+
+
 def test_every_state_has_words_and_unknown_ones_pass(sample) -> None:
     assert set(LABELS) == {*ACTIVE, *ENDED}
     assert view(sample(state="paused")).label == "paused"
@@ -114,7 +129,7 @@ def test_a_budget_of_nothing_or_in_another_currency(sample) -> None:
 
 def test_only_the_newest_notices_are_shown_and_the_rest_counted(sample) -> None:
     v = view(sample(notices=tuple(f"note {i}" for i in range(9))), notices=["mine"])
-    assert v.notices[0] == "6 earlier notices"
+    assert v.notices[0] == "4 earlier notices"
     assert v.notices[-1] == "mine"
 
 

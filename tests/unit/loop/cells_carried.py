@@ -721,4 +721,27 @@ for epoch in range(2):
 """,
         SETUP,
     ),
+    "lists on an object and in a dict that are added to": Cell(
+        """
+class Log:
+    def __init__(self):
+        self.losses, self.outs = [], []
+    def add(self, loss, out):
+        self.losses += [loss.detach()]
+        self.outs += [out.detach().mean(0), out.shape[0]]
+log, history = Log(), {"loss": [], "lr": [0.0]}
+for epoch in range(2):
+    for x, y in loader:
+        opt.zero_grad()
+        out = model(x)
+        loss = criterion(out, y)
+        loss.backward()
+        opt.step()
+        history["loss"] += [loss]
+        history["lr"] += [opt.param_groups[0]["lr"]]
+        log.add(loss, out)
+    print(epoch, len(history["loss"]), len(log.outs), history["lr"][-1])
+""",
+        SETUP,
+    ),
 }

@@ -55,6 +55,47 @@ def test_several_workers_leave_the_same_structure(name):
     assert {n for n, v in ours.items() if isinstance(v, int)} == {n for n, v in theirs.items() if isinstance(v, int)}
 
 
+FOLLOWS = {
+    "ptr = (ptr + 8) % n\nx = x * ptr": True,
+    "lr *= 0.5\nx = x * lr": True,
+    "ptr = min(ptr * 2, 64)\nx = x[:ptr]": True,
+    "ptr = (ptr + len(x)) % n\nx = x * ptr": False,
+    "ptr = (ptr + lr) % n\nlr = lr * 0.5\nx = x * ptr": False,
+    "lr = lr * x.mean().item()\nx = x * lr": False,
+    "if ptr < 9:\n    ptr = ptr + 8\nx = x * ptr": False,
+    "ptr = (ptr + random.randrange(8)) % n\nx = x * ptr": False,
+}
+
+
+@pytest.mark.parametrize("body", FOLLOWS)
+def test_a_number_that_follows_from_the_index_is_advised(body):
+    (reason,) = facts_of(f"{body}\n{STEP}", "ptr, n, lr = 0, 64, 1.0").solo
+    assert "kept from one iteration to the next" in reason
+    assert ("computed from the loop's own index" in reason) is FOLLOWS[body]
+
+
+GATHERED = {
+    "history['lr'] += [loss.detach()]": "",
+    "t.log += [loss]": "",
+    "t.log += [loss]\nt.log.append(loss.detach())": "",
+    "t.log += [loss]\nif len(t.log) > 3: break": "decides what the loop does next",
+    "t.log += [loss]\nx = x + t.log[0]": "enters a computation",
+    "t.log += [loss.detach()]\nopt.param_groups[0]['lr'] = float(t.log[-1])": "`t.log`",
+    "t.log += [loss]\nt.log = t.log[-5:]": "`t.log` is handed",
+    "t.log *= loss": "`t.log` is handed",
+    "t.none += [loss]": "`t.none` is handed",
+}
+
+
+@pytest.mark.parametrize("body", GATHERED)
+def test_a_list_under_a_path_that_is_only_added_to_is_bookkeeping(body):
+    facts = facts_of(f"{STEP}\n{body}", "class T: pass\nt = T(); t.log, t.none, history = [], None, {'lr': []}")
+    if not GATHERED[body]:
+        assert (facts.solo, facts.carried, facts.placed) == ([], set(), set())
+    else:
+        assert any(GATHERED[body] in reason for reason in facts.solo), facts.solo
+
+
 COUNTERS = {
     "step += 1": ("step = 7", {"step": (7, 1)}),
     "step -= 2": ("step = 7", {"step": (7, -2)}),

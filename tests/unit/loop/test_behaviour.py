@@ -174,3 +174,43 @@ def test_the_probe_leaves_no_trace():
     generators_ = generators()
     theirs = leased(SETUP, "if False:\n" + "\n".join("    " + line for line in CELLS["plain"].splitlines()))
     assert theirs[2] == ours[2] == generators_ or theirs[2] == ours[2]
+
+
+KEPT = """
+class Box: pass
+box, seen = Box(), {{}}
+box.parts = {{}}
+for i, (x, y) in enumerate(loader):
+    opt.zero_grad()
+    out = model(x)
+    loss = criterion(out, y)
+    loss.backward()
+    opt.step()
+    wide = out.detach().mean().expand(300, 300).clone()
+    {kept}
+"""
+TOLD = {
+    "box.wide = wide": "",
+    "seen['wide'] = wide": "",
+    "seen[i] = out.detach()": "",
+    "seen.setdefault('all', []).append(wide)": "",
+    "seen[f'wide{0}'] = wide": "`seen['wide0']`",
+    "setting = 'w'; box.parts[setting * 2] = wide": "`box.parts['ww']`",
+    "seen[i] = wide": "`seen[0]`, `seen[1]`, `seen[2]` and 5 more",
+}
+
+
+@pytest.mark.parametrize("kept", TOLD)
+def test_what_is_too_large_to_come_back_is_said_once(kept):
+    """Where the text tells the place, it comes back at the loop's end."""
+    cell = KEPT.format(kept=kept)
+    ours, theirs = local(SETUP, cell), leased(SETUP, cell)
+    assert theirs[3] is None
+    said = [text for _, text in theirs.warned if "stayed on the worker" in text]
+    assert len(said) == bool(TOLD[kept])
+    if said:
+        assert TOLD[kept] in said[0]
+        assert "append it to a list" in said[0]
+    else:
+        assert theirs.warned == []
+        compare(ours[0], theirs[0])

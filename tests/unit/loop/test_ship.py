@@ -546,3 +546,34 @@ for x, y in loader:
     assert ours["net"].last == theirs["net"].last
     assert torch.equal(ours["bank"], theirs["bank"])
     assert torch.equal(ours["net"].queue, theirs["net"].queue)
+
+
+LARGE = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+        self.memory, self.fixed, self.small = torch.zeros(300_000), torch.zeros(300_000), torch.zeros(3)
+    def forward(self, x):
+        self.memory = self.memory + 1
+        self.small = self.small + 1
+        return self.fc(x) + self.memory[0] + self.fixed[0]
+net = Net()
+opt = torch.optim.SGD(net.parameters(), 0.1)
+"""
+STEPS = """
+for i in range(3):
+    opt.zero_grad()
+    F.cross_entropy(net(X), Y).backward()
+    opt.step()
+"""
+
+
+def test_a_large_attribute_that_does_not_come_back_is_in_the_plan():
+    namespace, *_, error, hub = leased(SETUP + LARGE, STEPS)
+    assert error is None
+    (caveat,) = [said for said in hub.plans[-1].facts.caveats if "stays there" in said]
+    assert "`net.memory`" in caveat
+    assert "1.2 MB" in caveat
+    assert namespace["net"].small[0] == 3
+    assert namespace["net"].memory[0] == 0

@@ -54,6 +54,18 @@ def test_the_plan_says_what_it_will_do_most_important_first():
     assert [sentence for heading, sentence in PLAN.facts() if heading == "Note"] == [PLAN.caveats[1]]  # the data's way is said once
 
 
+def test_the_headline_is_the_loop_and_the_way_and_says_things_once():
+    assert PLAN.headline() == f"{PLAN.loop()}, local: home links are slow"
+    long = replace(PLAN, where="the cell, line 4: for x in " + "y" * 200)
+    assert long.loop().endswith("… -> 1,200 iterations on 3 workers")
+    solo = "line 7: `best` decides what happens next"
+    told = replace(PLAN, caveats=(f"one worker does it all: {solo}", "the samples are fetched here"))
+    assert "one worker does it all" in told.notices()[0]
+    told = replace(told, reason=f"one worker runs every iteration in order: {solo}")
+    assert "one worker does it all" not in " ".join(told.notices())
+    assert "one worker does it all" not in told.text()
+
+
 @pytest.mark.parametrize(
     ("strategy", "words"),
     [

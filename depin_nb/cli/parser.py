@@ -75,13 +75,14 @@ def parser() -> Parser:
     add("runs", "list the runs of the journal, newest first")
     for name, text in (
         ("attach", "show a run until it ends; Ctrl-C leaves it running"),
-        ("logs", "print what a detached run has printed"),
-        ("stop", "end a run with the weights of its last merge"),
+        ("logs", "show what a detached run has printed so far"),
+        ("stop", "end a run; it keeps the weights of its last merge"),
     ):
         added = add(name, text, json=name == "stop")
-        added.add_argument("run", nargs="?", metavar="RUN", help="without it, the newest")
+        without = {"attach": "the newest", "logs": "the newest detached one", "stop": "the one that is going on"}[name]
+        added.add_argument("run", nargs="?", metavar="RUN", help=f"without it, {without}")
         if name == "logs":
-            added.add_argument("--follow", action="store_true", help="go on until the run ends")
+            added.add_argument("--follow", action="store_true", help="keep printing until the run ends")
     info = add("run-info", "show one run: what it did, cost and learned")
     info.add_argument("run", metavar="RUN")
     ledger = add("ledger", "payouts of a run", json=False).add_subparsers(dest="ledger", metavar="ACTION", required=True)

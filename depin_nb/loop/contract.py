@@ -51,7 +51,8 @@ class Entering:
 
 class Hub(Protocol):
     """What leasing needs of the hub; the session implements it over Dask. One that resumes a run also has its `past: resume.Past`, and one
-    that was told how datasets travel has `data`, one of `source.WAYS`.
+    that was told how datasets travel has `data`, one of `source.WAYS`; one that knows
+    its workers has `workers`, a list whose members have a `kind`.
     """
 
     def choose(self, entering: Entering) -> StrategyConfig: ...

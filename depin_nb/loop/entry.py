@@ -51,7 +51,7 @@ class Entry:
         self.frame = frame
         self._before, self._replaying = before, replay
         self.turn = loops._entries  # which of the cell's loop entries this is, from 1
-        self.source = Source(iterable, before=before, leaves=may_leave(self.site.loop), way=loops.data)
+        self.source = Source(iterable, before=before, leaves=may_leave(self.site.loop), way=loops.data, elsewhere=loops.elsewhere)
         self.replayer = Replayer(loops.callees, loops.namespace)
         self.drawn: dict[int, tuple[Any, int]] = {}  # units handed out and not yet replayed
         self.first = self.given = 0  # first iteration of this entry at the hub; how many have been drawn

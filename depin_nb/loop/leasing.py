@@ -45,6 +45,12 @@ class Loops:
         return str(getattr(self.hub, "data", "auto"))
 
     @property
+    def elsewhere(self) -> bool:
+        """Whether a worker may be on another machine. Those of kind `local` are processes of this one and share its disk."""
+        workers = getattr(self.hub, "workers", ())
+        return isinstance(workers, (list, tuple)) and any(getattr(worker, "kind", "local") != "local" for worker in workers)
+
+    @property
     def past(self) -> Past | None:
         """What a resumed run did already."""
         past: Past | None = getattr(self.hub, "past", None)

@@ -108,7 +108,7 @@ def test_picture_of_the_running_panel(lab: Any, browser: Any, tmp_path: Path) ->
     run_all(page)
     _running(page)
     page.evaluate(SHOW_TRAINING_CELL)
-    half = "() => parseInt(document.querySelector('#depin-nb-panel [title*=iterations]')?.title) >= 150"
+    half = "() => parseInt(document.querySelector('#depin-nb-panel [title*=iterations][title$=samples]')?.title) >= 150"
     page.wait_for_function(half, timeout=START_S * 1e3)
     page.evaluate(SHOW_TRAINING_CELL)
     page.wait_for_timeout(700)  # the notebook scrolls smoothly

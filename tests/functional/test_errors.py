@@ -98,7 +98,7 @@ def test_no_loop(notebook, capsys):
 def test_a_model_that_cannot_be_pickled(notebook, capsys):
     assert notebook.run_cell("class Stuck:\n    def __reduce__(self): raise TypeError('stuck')\nmodel.extra = Stuck()\n").success
     error = refused(notebook, "%%depin train\n" + CELL, ShipError)
-    assert "`model`" in error.message
+    assert "`model.extra`" in error.message
     assert "stuck" in str(error)
     assert error.hint
     assert "ShipError" in capsys.readouterr().out

@@ -10,4 +10,5 @@ VALUE, SIZE, SET, SINK, RAISE, SAID, CALLED, HANDED = range(8)
 # HANDED: the same, where the notebook then acts on a tensor of its own (a sum, a confusion matrix).
 # RAISE: the evaluation raised; failures.described.
 # SAID: printed, warned or logged within the evaluation; output.py.
-# CALLED: the evaluation called back into the body's own function (a closure): the notebook runs that function's half now.
+# CALLED: the evaluation called back into the body's own function (a closure): the notebook runs that function's half now. Its `number`
+# is the evaluation's turn, and 1; its `turn` the next one.

@@ -40,7 +40,7 @@ class Recorder(Runtime):
         super().__init__(program.callees)
         self.accumulators = frozenset(program.accumulators)
         self.log: list[list[Any]] = []
-        self.inside = 0  # within a device-side evaluation everything is device-side
+        self.inside = 0  # the turn of the evaluation that is going on, and 1; within it everything is device-side
         self.owned: dict[int, Any] = {}  # containers and objects that device-side evaluations returned
         self.kept: dict[int, Any] = {}  # weak references to tensors that the notebook has too
         self.error: BaseException | None = None
@@ -97,7 +97,7 @@ class Recorder(Runtime):
             return act()
         turn = self.turn
         self.turn = turn + 1
-        self.inside = 1
+        self.inside = turn + 1
         try:
             value = act()
         except (GangAborted, LeaveLoop):
@@ -186,7 +186,7 @@ class Recorder(Runtime):
             return self._op(number, lambda: act(values))
         turn, self.turn = self.turn, self.turn + 1
         given = self._packed(touched.items(), None)
-        self.inside = 1
+        self.inside = turn + 1
         try:
             result = act(values)
         except Exception as error:
@@ -216,7 +216,7 @@ class Recorder(Runtime):
         def called(*args: Any, **kwargs: Any) -> Any:
             if self._iteration != iteration or not self.inside:
                 return inner(*args, **kwargs)
-            self.log.append([self.turn, 0, CALLED, place])
+            self.log.append([self.turn, self.inside, CALLED, place])
             before, self.inside = self.inside, 0
             try:
                 return inner(*args, **kwargs)

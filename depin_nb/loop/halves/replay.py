@@ -46,6 +46,7 @@ class Replayer(Runtime):
         self._next = 0
         self._turns = 0
         self._callbacks: list[Any] = []
+        self._calling_back: list[int] = []  # evaluations whose own entry comes after those of what they called
 
     def begin(self, log: bytes) -> None:
         """Takes up one iteration's log: shows what the making of its item said, and raises what that raised.
@@ -64,7 +65,7 @@ class Replayer(Runtime):
         if not fits:
             raise ReplayError("a worker's log is malformed", detail="shape")
         self._turns, self._entries, self._next, self.turn = turns, entries, 0, 0
-        self._fresh, self._callbacks = {}, []
+        self._fresh, self._callbacks, self._calling_back = {}, [], []
         self._hear()
         if entries and self._next < len(entries) and entries[self._next][0] == -1 and entries[self._next][2] == RAISE:
             raise rebuilt(entries[self._next][3], self.namespace)
@@ -99,7 +100,7 @@ class Replayer(Runtime):
             if self._next >= len(entries):
                 return None
             entry = entries[self._next]
-        if entry[0] > turn:
+        if entry[0] > turn or entry[0] in self._calling_back:
             return None
         if entry[0] != turn or (entry[1] != number and abs(entry[1]) != abs(number) and entry[2] != RAISE):
             raise ReplayError("the two halves took different steps", detail=f"turn {turn}: {entry[1]} is not {number}")
@@ -108,10 +109,10 @@ class Replayer(Runtime):
 
     def _aside(self, turn: int) -> None:
         while self._next < len(self._entries):
-            at, _, kind, value = self._entries[self._next]
+            at, number, kind, value = self._entries[self._next]
             if kind == SAID and at == self.turn - 1:
                 self._hear()
-            elif kind == CALLED and at == self.turn:
+            elif kind == CALLED and at == self.turn and number == turn + 1:  # not of an evaluation around this one
                 self._next += 1
                 self._call_back(turn, value)
             else:
@@ -128,12 +129,15 @@ class Replayer(Runtime):
         if type(place) is not int or not 0 <= place < len(self._callbacks):
             raise ReplayError("a worker called back what the notebook half didn't hand out", detail=f"turn {turn}")
         function = self._callbacks[place]
+        self._calling_back.append(turn)
         try:
             function(*_stand_ins(function))
         except Exception:
             if self._next < len(self._entries) and self._entries[self._next][0] == turn and self._entries[self._next][2] == RAISE:
                 self._next += 1  # the same exception, as it came out of the evaluation
             raise
+        finally:
+            self._calling_back.pop()
 
     def _raising(self, turn: int) -> bool:
         return self._next < len(self._entries) and self._entries[self._next][0] == turn and self._entries[self._next][2] == RAISE

@@ -149,7 +149,7 @@ def _loader(loader: Any, drawing: Drawing, cached: bool) -> Draw:
 
 
 def _way(dataset: Any, drawing: Drawing) -> tuple[str, str]:
-    way, why = choose_way(dataset, drawing.way)
+    way, why = choose_way(dataset, drawing.way, elsewhere=drawing.elsewhere)
     drawing.stand_ins.update(stand_ins(dataset, way))
     if way == "worker":
         drawing.note("each worker builds the dataset from its own files")

@@ -24,6 +24,7 @@ class Drawing:
     way: str = "auto"
     exact: bool = False
     leaves: bool = True  # the body may leave the loop early
+    elsewhere: bool = False  # a worker may be on another machine: files of this one aren't there
     unit: int = 0  # the unit that is being drawn
     passed: int = 0  # units that the notebook half has gone through
     watched: bool = True  # whether a draw that nothing is known of is compared with the generators before it (0.1 ms)
@@ -135,7 +136,8 @@ class Items(Draw):
 
     def units(self) -> Iterator[Drawn]:
         while True:
-            before = Snapshot.now() if self._drawing.watched else None
+            known = self._drawn > 0 and self._foresee() is Foresight.NEVER
+            before = Snapshot.now() if self._drawing.watched and not known else None
             try:
                 item = next(self.iterator)
             except StopIteration:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ...core.errors import ConfigError
+from .local_files import file_read
 from .recipe import absent, leaves_of, recipe
 
 WAYS = ("auto", "whole", "samples", "worker")
@@ -30,8 +31,8 @@ def check_way(way: str) -> str:
     return way
 
 
-def choose_way(dataset: Any, way: str) -> tuple[str, str]:
-    """(`whole`, `samples` or `worker`; why, "" for the ordinary way)."""
+def choose_way(dataset: Any, way: str, *, elsewhere: bool = False) -> tuple[str, str]:
+    """(`whole`, `samples` or `worker`; why, "" for the ordinary way). `elsewhere`: a worker may be on another machine."""
     if way != "auto":
         return way, ""
     nbytes = travelling_bytes(dataset)
@@ -39,6 +40,10 @@ def choose_way(dataset: Any, way: str) -> tuple[str, str]:
         return "samples", "the dataset can't be sent itself, so leases carry its samples"
     if nbytes > WHOLE_BYTES:
         return "samples", f"the dataset has {nbytes / 2**20:.0f} MB, so leases carry only their samples"
+    read = file_read(dataset) if elsewhere else ""
+    if read:
+        why = f"the dataset reads files of this machine (`{read}`), so leases carry its samples"
+        return "samples", f"{why}; where each worker has the files, use `--data worker`"
     return "whole", ""
 
 

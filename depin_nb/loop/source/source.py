@@ -23,7 +23,10 @@ class Source:
     then `blocked` is true, and `step` makes it once every earlier iteration is replayed and the generators stand where those left them.
     """
 
-    def __init__(self, iterable: Any, *, before: Generators | None = None, leaves: bool = True, way: str = "auto") -> None:
+    def __init__(
+        self, iterable: Any, *, before: Generators | None = None, leaves: bool = True, way: str = "auto", elsewhere: bool = False
+    ) -> None:
+        self._elsewhere = elsewhere
         self._iterable, self._leaves, self._way = iterable, leaves, check_way(way)
         self._before = before or Generators(iterable)
         self._returned: dict[int, list[Any]] = {}
@@ -32,7 +35,7 @@ class Source:
         self._describe(exact=False)
 
     def _describe(self, *, exact: bool) -> None:
-        self._drawing = Drawing(self._way, exact, self._leaves, returned=self._returned)
+        self._drawing = Drawing(self._way, exact, self._leaves, self._elsewhere, returned=self._returned)
         self._draw: Draw = describe(self._iterable, self._drawing)
         if self._draw.endless and not self._leaves:
             raise RefusedLoop(

@@ -515,6 +515,25 @@ for i, (x, y) in enumerate(loader):
 """,
         solo="`mode`",
     ),
+    "body: what is done with a batch": cell("""
+for i, batch in enumerate(loader):
+    if isinstance(batch, (list, tuple)):
+        x, y = map(lambda t: t.to("cpu"), batch)
+    else:
+        x, y = batch["x"], batch["y"]
+    if type(batch) is list and any(t.numel() == 0 for t in batch):
+        continue
+    parts = dict(zip(["x", "y"], batch))
+    print(i, len(batch), sorted(parts), parts["x"].shape, torch.is_tensor(y), max(t.abs().max().item() for t in batch))
+    x, y = tuple(t.clone() for t in parts.values())
+    order = sorted(range(len(x)), key=lambda k: x[k, 0].item())
+    out = model(x[order])
+    opt.zero_grad()
+    loss = F.cross_entropy(out, y[order])
+    loss.backward()
+    opt.step()
+print(loss, len(list(filter(lambda p: p.requires_grad, model.parameters()))))
+"""),
     "body: nonlocal in a helper": cell("""
 def run():
     total = 0.0

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import itertools
 import random
+import types
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from cells_over import BODY, SETUP
 from comparing import compare
 from hubs import InProcessHub
-from inprocess import _remember, generators, local, run_in_folder, seed
+from inprocess import _remember, generators, leased, local, run_in_folder, seed
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, RandomSampler, Sampler, Subset, TensorDataset
 
 from depin_nb.core.errors import ConfigError, DatasetDiffers, RefusedLoop, ShipError
@@ -518,3 +519,106 @@ def test_a_wrapped_dataset_is_built_by_its_parts(file):
 def test_remotes_say_what_they_are():
     with pytest.raises(AttributeError, match="stayed on a worker"):
         Remote().item
+
+
+SNAPSHOTS = {
+    "x, y in loader": 1,
+    "i, (x, y) in enumerate(loader)": 1,
+    "(x, y), _ in zip(loader, loader)": 1,
+    "x, y in list(loader)": 1,
+    "x, y in map(tuple, iter([[X[:4], Y[:4]]] * 9))": None,
+}
+
+
+@pytest.mark.parametrize("header", SNAPSHOTS)
+def test_generators_are_not_looked_at_where_draws_are_known(header, monkeypatch):
+    """A loop with twice the iterations takes as many looks."""
+    setup = """
+import torch, torch.nn as nn
+from torch.utils.data import DataLoader, TensorDataset
+X, Y = torch.randn({n}, 3), torch.randint(0, 2, ({n},))
+loader = DataLoader(TensorDataset(X, Y), batch_size=4, shuffle=True)
+model = nn.Linear(3, 2)
+opt = torch.optim.SGD(model.parameters(), lr=0.1)
+"""
+    body = f"""
+for {header}:
+    opt.zero_grad()
+    nn.functional.cross_entropy(model(x), y).backward()
+    opt.step()
+"""
+    looks = []
+    real = Snapshot.now.__func__
+    monkeypatch.setattr(Snapshot, "now", classmethod(lambda cls: looks.append(1) or real(cls)))
+    counts = []
+    for n in (24, 48):
+        looks.clear()
+        *_, error, _ = leased(setup.format(n=n), body.replace("* 9", f"* {n // 4}"))
+        assert error is None
+        counts.append(len(looks))
+    assert counts[0] == counts[1]
+    assert SNAPSHOTS[header] in (None, counts[0])
+
+
+class OnDisk(Dataset):
+    """As torchvision's ImageFolder: paths in a list, read one by one."""
+
+    def __init__(self, root):
+        self.root = root
+        self.samples = [(str(path), i % 2) for i, path in enumerate(sorted(Path(root).glob("*.pt")))]
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        path, label = self.samples[index]
+        return torch.load(path), label
+
+
+class ByFolder(OnDisk):
+    def __getitem__(self, index):
+        return self._read(index), index % 2
+
+    def _read(self, index):
+        return torch.load(self.root / f"{index}.pt")
+
+
+class InMemory(OnDisk):
+    """As torchvision's MNIST: it has a folder and reads it once."""
+
+    def __init__(self, root):
+        super().__init__(root)
+        self.data = [torch.load(path) for path, _ in self.samples]
+
+    def __getitem__(self, index):
+        return self.data[index], index % 2
+
+
+@pytest.mark.parametrize(("kind", "read"), [(OnDisk, "OnDisk.samples"), (ByFolder, "ByFolder.root"), (InMemory, "")])
+def test_a_dataset_of_local_files_travels_by_samples_to_other_machines(kind, read, tmp_path):
+    for i in range(8):
+        torch.save(torch.full((3,), float(i)), tmp_path / f"{i}.pt")
+    dataset = kind(tmp_path)
+    for each in (dataset, Subset(dataset, range(4)), ConcatDataset([dataset, dataset])):
+        assert policies.choose_way(each, "auto") == ("whole", "")
+        way, why = policies.choose_way(each, "auto", elsewhere=True)
+        assert way == ("samples" if read else "whole")
+        assert f"`{read}`" in why if read else why == ""
+        assert policies.choose_way(each, "whole", elsewhere=True) == ("whole", "")
+
+
+@pytest.mark.parametrize("kinds", [["local", "local"], ["local", "phone"], []])
+def test_which_workers_share_the_disk(kinds, tmp_path):
+    for i in range(8):
+        torch.save(torch.full((3,), float(i)), tmp_path / f"{i}.pt")
+
+    class Hub(InProcessHub):
+        workers = [types.SimpleNamespace(kind=kind) for kind in kinds]
+
+    setup = f"import torch\nfrom torch.utils.data import DataLoader\nloader = DataLoader(Files({str(tmp_path)!r}), batch_size=2)\n"
+    setup += "model = torch.nn.Linear(3, 1)\nopt = torch.optim.SGD(model.parameters(), 0.1)"
+    cell = "for x, y in loader:\n    opt.zero_grad()\n    (model(x).squeeze() - y).pow(2).mean().backward()\n    opt.step()\n"
+    space, hub = {"__name__": "__main__", "Files": OnDisk}, Hub()
+    exec(setup, space)
+    LeasedCell(cell, space, "<cell>").run(hub, lambda tree: exec(compile(tree, "<cell>", "exec"), space))
+    assert ("reads files of this machine" in hub.plans[0].source_note) is ("phone" in kinds)

@@ -8,8 +8,9 @@ program       kB of code and names that the first run sent; a later pass sends t
 data, again   kB of tensors and datasets from the kernel to a hub that has none of them, and in a second run
 
 The cells are tiny (5 to 20 iterations a pass), so a third of the steps shows: the quality that is promised is tested on digits
-(tests/functional/test_accuracy.py), over many more. The losses are those that `backward()` was called on, as the journal's curve has them: the data that a cell trains with is its own, and none
-holds any out. A cell that fails, or takes longer than --limit seconds, says so in its row. Needs a checkout: the cells are the tests'.
+(tests/functional/test_accuracy.py), over many more. The losses are those that `backward()` was called on, as the journal's curve has
+them: the data that a cell trains with is its own, and none holds any out. A cell that fails, or takes longer than --limit seconds, says so
+in its row. Needs a checkout: the cells are the tests'.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def choose(
     chosen = f"about {ROUNDS} merges an entry, at most {MAX_INNER_STEPS} iterations" if total else "the loop's length isn't known"
     length = "as asked" if inner_steps else chosen
     sent = "whole values" if config.bits == 32 else f"{config.bits}-bit changes"
-    return config, f"{why}: each of {workers} workers takes about {steps} iterations between merges ({length}) and sends {sent}"
+    return config, f"{why}, each of {workers} workers takes about {steps} iterations between merges ({length}) and sends {sent}"
 
 
 def _inner_steps(total: int | None, workers: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,18 +15,20 @@ from ..source import holds_remote
 from .byvalue import nbytes, pack, unpack
 
 MAX_LEFT_BYTES = 64 << 20
-MODULE = "module"
+MODULE, OWN = "module", "own"
 
 
 def pack_left(found: Mapping[str, Any], modules: Mapping[str, torch.nn.Module]) -> bytes:
-    """Codec bytes of the values, the smallest first while they fit. A copy of one of `modules` travels as that one's name and its state."""
+    """Codec bytes of the values, the smallest first while they fit. A copy of one of `modules` travels as that one's name and its state; a
+    part of one (a layer, a parameter) as its path alone: in the notebook the name then means the notebook's own, as it does here."""
     wires: dict[str, Any] = {}
     room = MAX_LEFT_BYTES
     for name, value in sorted(found.items(), key=lambda pair: _size(pair[1])):
-        room -= _size(value)
+        own = _path_of(value, modules)
+        room -= 0 if own else _size(value)
         if room < 0:
             break
-        wire = _wire(value, modules)
+        wire = own or _wire(value, modules)
         if wire is not None:
             wires[name] = wire
     return encode({name: wires[name] for name in found if name in wires})
@@ -76,7 +78,35 @@ def _wire(value: Any, modules: Mapping[str, torch.nn.Module]) -> Any:
         return None
 
 
+def _path_of(value: Any, modules: Mapping[str, torch.nn.Module]) -> list[str] | None:
+    if not isinstance(value, (torch.nn.Module, torch.Tensor)):
+        return None
+    for label, module in modules.items():
+        kind = next((kind for kind in _PARTS if isinstance(value, _PARTS[kind][0])), "")
+        path = next((path for path, part in _PARTS[kind][1](module) if part is value), None)
+        if path is not None:
+            return [OWN, label, kind, path]
+    return None
+
+
+def _part_of(module: torch.nn.Module | None, kind: Any, path: Any) -> Any:
+    parts = dict(_PARTS[kind][1](module)) if module is not None and type(kind) is str and kind in _PARTS else {}
+    if type(path) is not str or path not in parts:
+        raise ReplayError("a part of a model that the notebook doesn't have was left behind", detail="left")
+    return parts[path]
+
+
+#: How a name can mean a part of a model, by the part's type.
+_PARTS: dict[str, tuple[type, Callable[[torch.nn.Module], Iterator[tuple[str, Any]]]]] = {
+    "module": (torch.nn.Module, lambda module: module.named_modules()),
+    "parameter": (torch.nn.Parameter, lambda module: module.named_parameters()),
+    "buffer": (torch.Tensor, lambda module: module.named_buffers()),
+}
+
+
 def _value(wire: Any, modules: Mapping[str, torch.nn.Module], namespace: dict[str, Any]) -> Any:
+    if type(wire) is list and len(wire) == 4 and wire[0] == OWN:
+        return _part_of(modules.get(wire[1]) if type(wire[1]) is str else None, wire[2], wire[3])
     if type(wire) is not list or len(wire) != 4 or wire[0] != MODULE:
         return unpack(wire, namespace)
     own = modules.get(wire[1]) if type(wire[1]) is str else None

@@ -46,4 +46,12 @@ CELLS = {
         SETUP,
         solo="gradients",
     ),
+    "found: a name for a part of the model, from some iterations": Cell(  # it came back as a copy, which then stood still
+        _epochs(
+            "if i % 3 == 1:\n    for p, q in zip(ema.parameters(), model.parameters()):\n        p.data.mul_(0.9).add_(q.data, alpha=0.1)\n"
+            "    for layer in model.modules():\n        pass"
+        )
+        + "print(q is list(model.parameters())[-1], p is list(ema.parameters())[-1], layer is list(model.modules())[-1])\n",
+        SETUP,
+    ),
 }

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from depin_nb.core.codec import encode
 from depin_nb.core.errors import RemoteError, ReplayError
+from depin_nb.loop.halves.left import unpack_left
 from depin_nb.loop.halves.replay import Replayer, rebuilt
 from depin_nb.loop.halves.runtime import RAISE, SINK, VALUE
 from depin_nb.loop.source import Remote
@@ -106,3 +107,21 @@ def test_known_types_come_back():
     half = replayer(encode([0, [[0, 1, RAISE, described("KeyError", "k")]]]))
     with pytest.raises(KeyError, match="k"):
         half.method(1, Remote(), "item")
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        ["own", "model", "parameter", "nowhere"],
+        ["own", "other", "parameter", "weight"],
+        ["own", "model", "function", "weight"],
+        ["own", 3, "module", ""],
+        ["own", "model", ["module"], ""],
+        ["own", "model", "buffer", 0],
+    ],
+)
+def test_a_name_for_a_part_that_is_not_there(wire):
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(ReplayError):
+        unpack_left(encode({"p": wire}), {"model": model}, {}, max_bytes=1 << 20)
+    assert unpack_left(encode({"p": ["own", "model", "parameter", "weight"]}), {"model": model}, {}, max_bytes=1 << 20)["p"] is model.weight

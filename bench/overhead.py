@@ -1,9 +1,10 @@
 """What leasing a loop costs: the worker half against the plain loop, replay an iteration, and finding, analysing and shipping a cell.
 
 Plain and recorded loops run in turn (A B A B) in this process, on one thread, and the best of each counts; times are the process' CPU
-time, so that other work on the machine matters less. Only the loop itself is measured: no hub, no network. With --hub the whole
-of `%%depin train --strategy local` on one worker of a real hub (probe, shipping, merges, replay) is timed against the plain cell
-instead, by the clock. The goals are issue 3's: 5 % where an iteration takes 20 ms, replay under 50 us an iteration, analysis under 200 ms a cell.
+time, so that other work on the machine matters less. Only the loop itself is measured: no hub, no network.
+With --hub the whole of `%%depin train --strategy local` on one worker of a real hub (probe, shipping, merges, replay) is timed against the
+plain cell instead, by the clock. The goals are issue 3's: 5 % where an iteration takes 20 ms, replay under 50 us an iteration, analysis
+under 200 ms a cell.
 """
 
 from __future__ import annotations

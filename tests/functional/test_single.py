@@ -129,6 +129,7 @@ def test_output_comes_before_the_end(session, gate):
 
     def let_go():
         if seen.wait(PATIENCE_S):
+            eventually((gate.folder / "held").exists, "the cell stands in the gate")
             gate.open()
 
     opener = threading.Thread(target=let_go)

@@ -29,7 +29,8 @@ lab: $(STAMP)  ## Open JupyterLab on the quickstart
 	@$(BIN)/jupyter lab notebooks/01_quickstart.ipynb
 
 test: $(STAMP)  ## Run the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest tests/unit tests/conformance -n logical --maxprocesses 4 --dist worksteal
+	@$(BIN)/python -m pytest tests/functional tests/browser -n logical --maxprocesses 2 --dist loadfile  # one hub a file
 
 check: $(STAMP)  ## ruff, mypy, import-linter, TypeScript
 	@$(BIN)/ruff check .

@@ -143,8 +143,11 @@ def _split(view: memoryview, lengths: Iterable[int]) -> list[memoryview]:
 def _unpack(value: Any, buffers: list[memoryview | None], depth: int) -> Any:
     if depth > MAX_DEPTH:
         raise CodecError(f"a value nests deeper than {MAX_DEPTH}")
-    if isinstance(value, list):
-        return [v if type(v) in _SCALARS else _unpack(v, buffers, depth + 1) for v in value]
+    if isinstance(value, list):  # msgpack's own, so it may change in place
+        for i, part in enumerate(value):
+            if type(part) not in _SCALARS:
+                value[i] = _unpack(part, buffers, depth + 1)
+        return value
     if isinstance(value, dict):
         if set(value) != {"d"}:
             raise CodecError("a mapping is malformed")

@@ -109,7 +109,8 @@ class Leasing:
         if not ready:
             return
         member = ready[0]
-        entry.solo_length = solo_length(entry.solo_length, member.rates.get(run.run_id))
+        overhead_s = member.overheads.get(run.run_id, 0.0)
+        entry.solo_length = solo_length(entry.solo_length, member.rates.get(run.run_id), overhead_s)
         rnd = Round("solo", run.version + sum(1 for r in entry.rounds if r.pending))
         if self._lend_contiguous(run, entry, rnd, member, entry.solo_length):
             entry.solo_worker = run.solo_worker = member.worker_id

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 from depin_nb.core.lease import StrategyConfig
 
-SOLO_TARGET_S = 1.0  # a solo lease takes about so long: interrupts and displays stay live
+SOLO_TARGET_S = 1.0  # a solo lease takes about so long: displays stay live
+SOLO_LIVE_S = 3.0  # or up to so long where handing it in costs more than SOLO_SHARE of it
+SOLO_LONGEST_S = 60.0  # or up to so long where it costs more than a tenth: a thin link
+SOLO_SHARE = 0.02
 SOLO_FIRST = 2
 SOLO_MAX = 512
 SOLO_AHEAD_S = 3.0  # units fed ahead for a solo worker
@@ -34,11 +37,13 @@ class Pace:
         return allowed_s + (FIRST_LEASE_S if self.overhead_s is None else 0.0)
 
 
-def solo_length(previous: int, rate: float | None) -> int:
-    """Iterations of the next solo lease: doubling up to what takes about a second; small before the first measurement."""
+def solo_length(previous: int, rate: float | None, overhead_s: float = 0.0) -> int:
+    """Iterations of the next solo lease: doubling up to what takes about a second, or longer where a lease's `overhead_s` (what it takes
+    beside its work) would be much of that; small before the first measurement."""
     if rate is None:
         return SOLO_FIRST
-    return max(1, min(2 * previous, int(rate * SOLO_TARGET_S), SOLO_MAX))
+    target_s = max(SOLO_TARGET_S, min(overhead_s / SOLO_SHARE, SOLO_LIVE_S), min(overhead_s * 10, SOLO_LONGEST_S))
+    return max(1, min(2 * previous, int(rate * target_s), SOLO_MAX))
 
 
 def round_units(kind: str, config: StrategyConfig, workers: int, length: int) -> int:

@@ -67,7 +67,7 @@ class Trail:
 def _size(data: Any) -> int:
     """About how many bytes a unit's data takes; most are lists of indices."""
     if type(data) is not list:
-        return nbytes(data)
+        return 8 if type(data) is int else nbytes(data)
     return 8 * len(data) if data and type(data[0]) is int else sum(map(_size, data))
 
 

@@ -64,9 +64,6 @@ IMPURE_MODULES = ("random", "time", "secrets", "uuid", "numpy.random")
 PLAIN_TORCH = (torch.Size,)
 
 
-_DEVICE_TYPES: dict[type, bool] = {}
-
-
 class Ghost:
     """Stands on a worker for an object that stays in the notebook (an open file, a progress bar, a writer). Every use of it is silent."""
 
@@ -98,12 +95,18 @@ class Ghost:
         return f"<{self.__dict__['_name']}: stays in the notebook>"
 
 
+class _DeviceTypes(dict[type, bool]):
+    def __missing__(self, kind: type) -> bool:
+        self[kind] = known = _is_device_type(kind)
+        return known
+
+
+_DEVICE_TYPES = _DeviceTypes()
+
+
 def is_device_type(kind: type) -> bool:
     """Whether instances of `kind` are device-side: tensors, modules, optimizers, schedulers, scalers, datasets, loaders, samplers."""
-    known = _DEVICE_TYPES.get(kind)
-    if known is None:
-        known = _DEVICE_TYPES[kind] = _is_device_type(kind)
-    return known
+    return _DEVICE_TYPES[kind]
 
 
 def _is_device_type(kind: type) -> bool:

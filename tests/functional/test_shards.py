@@ -7,13 +7,14 @@ from catalogue import catalogue
 from comparing import NOT_THE_CELLS
 from holding import same_structure
 from inprocess import local
-from running import Trained, leases_of, merged_by_pass, row_of
+from running import Trained, merged_by_pass, row_of
 
 from depin_nb import wiring
 
 CELLS = catalogue()
 FIRST = CELLS["plain"].setup
 ENOUGH = 8  # iterations of which three workers take some each
+shared = {}  # cells of the test below: whether more than one worker took a part
 _local = cache(lambda name: local(CELLS[name]))
 
 
@@ -36,14 +37,23 @@ def test_the_same_lines_and_names(three, name):
     else:
         assert strategy.startswith("local")
     workers = sum(1 for d in trained.statuses[-1].devices if d.iterations)
-    merged = [state for _, state, _ in leases_of(trained.run_id)].count("merged")
-    assert workers == 1 if cell.solo else workers > 1 or merged == len(passes) or max(map(len, passes)) < ENOUGH
+    if cell.solo:
+        assert workers == 1
+    elif max(map(len, passes), default=0) >= ENOUGH:
+        shared[name] = workers > 1
     for indices in passes:
         assert sorted(indices) == list(range(len(indices)))
     if cell.by_value:
         assert set(trained.namespace) - NOT_THE_CELLS == set(ours) - NOT_THE_CELLS
     else:
         same_structure(_local(name), (*trained.ran[:3], trained.error), cell.ignored)
+
+
+def test_nearly_all_were_shared():
+    """Not each: where units come one by one, the worker that is done may be first to take the next one every time."""
+    if len(shared) < 20:
+        pytest.skip("only with the cells above")
+    assert sum(shared.values()) >= 0.9 * len(shared), [name for name, more in shared.items() if not more]
 
 
 SCHEDULED = """

@@ -76,9 +76,9 @@ class Calls(Expressions):
         if self.is_device(owner):
             if name[-1] == "_" and name[0] != "_":
                 return self._in_place(number, owner, name, args, kwargs)
-            if (args and any(map(calls_back, args))) or (kwargs and any(map(calls_back, kwargs.values()))):
-                args = tuple(self._calling(a) if calls_back(a) else a for a in args)
-                kwargs = {k: self._calling(v) if calls_back(v) else v for k, v in kwargs.items()}
+            if calls_back(args) or (kwargs and calls_back(kwargs.values())):
+                args = tuple(self._callback(a) for a in args)
+                kwargs = {k: self._callback(v) for k, v in kwargs.items()}
             return self._method(number, owner, name, args, kwargs)
         if isinstance(owner, (types.ModuleType, type)):
             return self.call(number, getattr(owner, name), *args, **kwargs)
@@ -103,10 +103,13 @@ class Calls(Expressions):
 
     def _run(self, number: int, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *operands: Any) -> Any:
         """A device-side call. Functions of the body's own among the arguments may be called back from it."""
-        if any(map(calls_back, args)) or (kwargs and any(map(calls_back, kwargs.values()))):
-            args = tuple(self._calling(a) if calls_back(a) else a for a in args)
-            kwargs = {k: self._calling(v) if calls_back(v) else v for k, v in kwargs.items()}
+        if calls_back(args) or (kwargs and calls_back(kwargs.values())):
+            args = tuple(self._callback(a) for a in args)
+            kwargs = {k: self._callback(v) for k, v in kwargs.items()}
         return self._op(number, lambda: function(*args, **kwargs), *operands)
+
+    def _callback(self, value: Any) -> Any:
+        return self._calling(value) if type(value) is types.FunctionType else value
 
     def _in_place(self, number: int, owner: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """`total.add_(x)`: on a tensor that the notebook keeps, or on a device-side one."""

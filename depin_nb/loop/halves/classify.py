@@ -11,6 +11,7 @@ import logging
 import sys
 import types
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 from ..find.definitions import is_user_code
@@ -82,9 +83,9 @@ def _makes_a_record(kind: type) -> bool:
     return dataclasses.is_dataclass(kind) and "__post_init__" not in dir(kind) and kind.__init__.__code__.co_filename == "<string>"
 
 
-def calls_back(value: Any) -> bool:
-    """Whether a device-side evaluation that gets `value` may call it: a function of the body's (a closure for LBFGS, say)."""
-    return type(value) is types.FunctionType
+def calls_back(values: Iterable[Any]) -> bool:
+    """Whether a device-side evaluation that gets `values` may call one: a function of the body's (a closure for LBFGS, say)."""
+    return types.FunctionType in map(type, values)
 
 
 def with_caller(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -81,7 +81,9 @@ class Expressions:
         return self._native(operator.getitem, owner, index)
 
     def binary(self, number: int, op: str, left: Any, right: Any) -> Any:
-        if (type(left) in _PLAIN and type(right) in _PLAIN) or not (self.touches(left) or self.touches(right)):
+        if type(left) in _PLAIN and type(right) in _PLAIN:
+            return BINARY[op](left, right)
+        if not (self.touches(left) or self.touches(right)):
             return self._native(BINARY[op], left, right)
         return self._op(number, lambda: BINARY[op](left, right), left, right)
 
@@ -89,7 +91,9 @@ class Expressions:
         return self._op(number, lambda: UNARY[op](value), value) if self.is_device(value) else self._native(UNARY[op], value)
 
     def compare(self, number: int, op: str, left: Any, right: Any) -> Any:
-        if (type(left) in _PLAIN and type(right) in _PLAIN) or not (self.is_device(left) or self.touches(right)):
+        if type(left) in _PLAIN and type(right) in _PLAIN:
+            return COMPARE[op](left, right)
+        if not (self.is_device(left) or self.touches(right)):
             return self._native(COMPARE[op], left, right)
         return self._op(number, lambda: COMPARE[op](left, right), left, right)
 
@@ -136,6 +140,11 @@ class Expressions:
         return {key: self._op(abs(number), lambda key=key: value[key]) for key in keys}  # type: ignore[misc]
 
     def unpack(self, number: int, value: Any, pattern: tuple[Any, ...]) -> tuple[Any, ...]:
+        if pattern.count(None) == len(pattern):  # names alone, no groups and no star
+            items = self._elements(number, value) if self.is_device(value) else value
+            if type(items) in (list, tuple) and len(items) == len(pattern):
+                return tuple(items)
+            value = items
         star = next((i for i, part in enumerate(pattern) if part == "*"), None)
         if type(value) is Ghost:
             return tuple(value for _ in pattern)

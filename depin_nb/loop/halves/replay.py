@@ -18,6 +18,7 @@ from ..split.callees import Callees
 from ..values import is_device_type, is_value, stays
 from .byvalue import tensors_in, unpack
 from .calls import Act
+from .classify import calls_back
 from .entries import CALLED, HANDED, RAISE, SAID, SET, SINK, SIZE, VALUE
 from .failures import rebuilt
 from .runtime import Runtime
@@ -57,12 +58,7 @@ class Replayer(Runtime):
             turns, entries = decode(log, max_bytes=MAX_LOG_BYTES)
         except (CodecError, ValueError, TypeError) as error:
             raise ReplayError(f"a worker's log can't be read: {error}", detail="codec") from None
-        fits = (
-            type(turns) is int
-            and type(entries) is list
-            and all(type(e) is list and len(e) == 4 and all(type(part) is int for part in e[:3]) for e in entries)
-        )
-        if not fits:
+        if type(turns) is not int or type(entries) is not list or not _are_entries(entries):
             raise ReplayError("a worker's log is malformed", detail="shape")
         self._turns, self._entries, self._next, self.turn = turns, entries, 0, 0
         self._fresh, self._callbacks, self._calling_back = {}, [], []
@@ -81,7 +77,8 @@ class Replayer(Runtime):
             )
 
     def is_device(self, value: Any) -> bool:
-        return type(value) is Remote or is_device_type(type(value)) or id(value) in self.theirs
+        kind = type(value)
+        return kind is Remote or is_device_type(kind) or (bool(self.theirs) and id(value) in self.theirs)
 
     # --- the log -----------------------------------------------------------------------------------------
 
@@ -144,6 +141,31 @@ class Replayer(Runtime):
 
     # --- evaluations ------------------------------------------------------------------------------------
 
+    def _stays(self) -> bool:
+        """Takes the next evaluation at once if nothing of it comes back: most of them, so it costs as little as it can."""
+        turn, at = self.turn, self._next
+        if turn >= self._turns or (self.shared and self.held):
+            return False
+        if at < len(self._entries):
+            entry = self._entries[at]
+            if entry[0] <= turn or entry[2] == CALLED:
+                return False
+        self.turn = turn + 1
+        return True
+
+    def method(self, number: int, owner: Any, name: str, /, *args: Any, **kwargs: Any) -> Any:
+        if name[-1] != "_" and self.is_device(owner) and not (args and calls_back(args)) and not kwargs:
+            if self._stays():
+                return Remote()
+            if not self.shared:
+                return self._op(number, _nothing)
+        return super().method(number, owner, name, *args, **kwargs)
+
+    def attribute(self, number: int, owner: Any, name: str) -> Any:
+        if self.is_device(owner) and self._stays():
+            return Remote()
+        return super().attribute(number, owner, name)
+
     def _op(self, number: int, act: Callable[[], Any], *operands: Any) -> Any:
         entry = self._take(number)
         if entry is not None and entry[2] == RAISE:
@@ -175,7 +197,17 @@ class Replayer(Runtime):
         random = name in _REMOTE_NAMES or _RANDOM.search(name)
         return self._op(-abs(number) if random else number, lambda: getattr(owner, name)(*args, **kwargs), owner, *args, *kwargs.values())
 
+    def _elements(self, number: int, value: Any) -> list[Any]:
+        if type(value) is not Remote:
+            return super()._elements(number, value)
+        count = self._op(abs(number), _nothing)
+        if type(count) is not int:
+            raise ReplayError("the two halves took different steps", detail="a length is missing")
+        return [Remote() if self._stays() else self._op(abs(number), _nothing) for _ in range(count)]
+
     def _run(self, number: int, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *operands: Any) -> Any:
+        if not kwargs and not calls_back(args) and self._stays():
+            return Remote()
         if self.shared and _RANDOM.search(getattr(function, "__name__", "grad")):
             operands = ()
         return super()._run(number, function, args, kwargs, *operands)
@@ -246,6 +278,16 @@ class Replayer(Runtime):
         if inner is not None:
             self._callbacks.append(inner)
         return cast("Callable[..., Any]", function)
+
+
+def _are_entries(entries: list[Any]) -> bool:
+    for entry in entries:
+        if type(entry) is not list or len(entry) != 4:
+            return False
+        turn, number, kind, _ = entry
+        if type(turn) is not int or type(number) is not int or type(kind) is not int:
+            return False
+    return True
 
 
 def _nothing() -> None: ...

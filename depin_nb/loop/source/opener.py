@@ -55,7 +55,7 @@ class Item(Opener):
 
     def shown(self, data: Any, index: int) -> Any:
         value = self.forms.opened(data)
-        return value if is_value(value) else Remote("the batch")
+        return value if is_value(value) else Remote.named("the batch")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Sample(Opener):
         return own(self.dataset[data])
 
     def shown(self, data: Any, index: int) -> Any:
-        return Remote("the sample")
+        return Remote.named("the sample")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Batch(Opener):
         return self.collate(many(data) if many else [self.dataset[i] for i in data])
 
     def shown(self, data: Any, index: int) -> Any:
-        return Remote("the batch")
+        return Remote.named("the batch")
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,20 @@ class Remote:
     """In the notebook half: a device-side value that lives on a worker. Using it says so."""
 
     __slots__ = ("_what",)
+    _what: str
 
-    def __init__(self, what: str = "a value") -> None:
-        object.__setattr__(self, "_what", what)
+    @classmethod
+    def named(cls, what: str) -> Remote:
+        value = cls()  # without __init__: a replay makes many
+        value._what = what
+        return value
 
     def __repr__(self) -> str:
-        return f"<{self._what} of the leased loop: it stayed on a worker>"
+        try:
+            what = object.__getattribute__(self, "_what")
+        except AttributeError:
+            what = "a value"
+        return f"<{what} of the leased loop: it stayed on a worker>"
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"{self!r} has no {name!r} here: use it inside the loop, or record what you need with .item() or .detach()")

@@ -83,6 +83,11 @@ def test_solo_leases_grow_to_a_second():
     assert solo_length(400, 1000.0) == 512
     assert solo_length(8, 5.0) == 5
     assert solo_length(8, 0.1) == 1
+    assert solo_length(400, 100.0, overhead_s=0.01) == 100
+    assert solo_length(400, 100.0, overhead_s=0.04) == 200
+    assert solo_length(400, 100.0, overhead_s=0.1) == 300  # no longer than three seconds for so little
+    assert solo_length(400, 10.0, overhead_s=2.0) == 200  # a tenth
+    assert solo_length(400, 1.0, overhead_s=20.0) == 60
     assert ahead("solo", SOLO, 1, 4, 100.0) == 300
     assert ahead("gang", SYNC, 3, 0, None) == 24
 

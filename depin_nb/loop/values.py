@@ -8,6 +8,7 @@ import io
 import logging
 import operator
 import types
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -208,6 +209,14 @@ def speaks(function: Any) -> bool:
 def stays(function: Any) -> bool:
     """Whether a call only happens in the notebook."""
     return isinstance(function, Ghost) or is_sink(function)
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """Every tensor in a value, through containers."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, deque)) else ()
+    return [tensor for part in parts for tensor in tensors_in(part)]
 
 
 def detached(value: Any) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ...core.errors import ReplayError
+from ..values import tensors_in
 from .graphs import graph_names, revived
 
 MAX_STORED_BYTES = 64 << 10  # of one value that a plain object keeps, or that a tensor in the notebook takes up
@@ -51,14 +52,6 @@ def nbytes(value: Any) -> int:
     if isinstance(value, (list, tuple, set, frozenset, deque)):
         return sum(nbytes(v) for v in value)
     return len(value) if isinstance(value, (str, bytes)) else int(getattr(value, "nbytes", 16))
-
-
-def tensors_in(value: Any) -> list[torch.Tensor]:
-    """Every tensor in a value, through containers."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, deque)) else ()
-    return [tensor for part in parts for tensor in tensors_in(part)]
 
 
 def copied(value: Any) -> Any:

@@ -17,8 +17,8 @@ import torch
 from ...core.errors import ShipError
 from .. import output
 from ..ship.program import Program
-from ..values import Ghost, is_device_type, is_metric_type, is_value, speaks, stays
-from .byvalue import MAX_STORED_BYTES, copied, nbytes, pack, tensors_in
+from ..values import Ghost, is_device_type, is_metric_type, is_value, speaks, stays, tensors_in
+from .byvalue import MAX_STORED_BYTES, copied, nbytes, pack
 from .calls import Act
 from .entries import CALLED, HANDED, RAISE, SAID, SET, SINK, SIZE, VALUE
 from .failures import described

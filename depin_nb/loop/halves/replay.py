@@ -15,8 +15,8 @@ from ...core.errors import CodecError, ReplayError
 from .. import output
 from ..source import Remote
 from ..split.callees import Callees
-from ..values import is_device_type, is_value, stays
-from .byvalue import tensors_in, unpack
+from ..values import is_device_type, is_value, stays, tensors_in
+from .byvalue import unpack
 from .calls import Act
 from .classify import calls_back
 from .entries import CALLED, HANDED, RAISE, SAID, SET, SINK, SIZE, VALUE

@@ -25,7 +25,7 @@ from ...core.errors import ShipError
 from ..output import surroundings
 from ..source import Opener
 from ..split.callees import Callees
-from ..values import Ghost
+from ..values import Ghost, tensors_in
 from .culprit import culprit
 from .devices import mentioned
 from .hooks import filled_by_hooks, hooks_of
@@ -110,6 +110,7 @@ def ship(
         for optimizer in roots.optimizers.values():
             mutable.update(id(v) for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor))
         kept = {id(names[n]) for n in facts.get("accumulators", ()) if n in names}
+        kept.update(id(tensor) for metric in found.metrics.values() for tensor in tensors_in(getattr(metric, "__dict__", None)))
         roots.watched = {labels.of(t): t for key, t in found.tensors.items() if key not in mutable and key not in kept and t.is_leaf}
         hooks = hooks_of(found.tensors.values())
         owned = filled_by_hooks(roots.modules.values(), {n: v for n, v in names.items() if n in env and n not in ghosts})

@@ -97,6 +97,7 @@ class Found:
     """What the first pass met, each in the order of the graph."""
 
     stateful: dict[int, Any] = field(default_factory=dict)
+    metrics: dict[int, Any] = field(default_factory=dict)  # bookkeeping: updated in the notebook too, by value
     leaves: dict[int, torch.Tensor] = field(default_factory=dict)  # trained directly, no Parameter
     tensors: dict[int, torch.Tensor] = field(default_factory=dict)
     arrays: dict[int, np.ndarray] = field(default_factory=dict)
@@ -231,7 +232,9 @@ class Finder(Graph):
             self.found.roots.add(obj.__name__.split(".")[0])
         elif isinstance(obj, Dataset):
             self.found.data = True
-        elif isinstance(obj, STATEFUL) and not is_metric_type(type(obj)):
+        elif is_metric_type(kind):
+            self.found.metrics[id(obj)] = obj
+        elif isinstance(obj, STATEFUL):
             self.found.stateful.setdefault(id(obj), obj)
         return None
 

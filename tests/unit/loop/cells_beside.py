@@ -381,7 +381,6 @@ for epoch in range(2):
         metric.reset()
 """,
         ignored=frozenset({"accuracy", "mean", "confusion", "metric"}),
-        solo="is changed in place",  # the metrics' own state, which the probe sees change
     ),
     "beside: files and csv": cell(
         f"""

@@ -98,8 +98,8 @@ def attach(run_id: str) -> Run:
     """A run from the journal: metrics and weights of what was merged; a detached one can be followed and bound. Raises NoSuchRun."""
     from .hub.folders import RunFolder
     from .hub.launch import find_hub
+    from .session.detached import held
     from .session.journalled import journalled
-    from .session.sending import held
 
     if not RunFolder(run_id).exists():
         return journalled(run_id)

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 ALIVE_S = 5.0
 END_S = 12.0  # what a process gets to write its results when the hub ends (hub/launch.py waits 30 s for the hub)
-COMMAND = (sys.executable, "-m", "depin_nb.session.process")
+COMMAND = (sys.executable, "-m", "depin_nb.session.detached.process")
 
 
 class Detached:

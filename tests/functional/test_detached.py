@@ -278,7 +278,8 @@ def test_stop_outside_the_loop(session, gate):
 
 
 def process_of(run):
-    (found,) = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[-2:] == ["depin_nb.session.process", run.run_id]]
+    last = ["depin_nb.session.detached.process", run.run_id]
+    (found,) = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[-2:] == last]
     return found
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..core.state import State
-from ..loop.ship.objects import Roots
-from ..loop.whole.anchors import Anchors
-from ..loop.whole.contents import content, kind_of
-from ..loop.whole.fingerprints import fingerprint
+from ...core.state import State
+from ...loop.ship.objects import Roots
+from ...loop.whole.anchors import Anchors
+from ...loop.whole.contents import content, kind_of
+from ...loop.whole.fingerprints import fingerprint
 from .copying import Opened, Reader, Storages, Writer, pack, unpack
 
 FUNCTION, RESULT = "_detached_function_", "_detached_result_"  # a function trained in the background, and what it returned

@@ -17,10 +17,10 @@ import cloudpickle
 import torch
 from torch.optim import Optimizer
 
-from ..core.codec import decode, encode
-from ..core.errors import CodecError
-from ..loop.source import Remote
-from ..loop.whole.contents import is_own_module, kind_of
+from ...core.codec import decode, encode
+from ...core.errors import CodecError
+from ...loop.source import Remote
+from ...loop.whole.contents import is_own_module, kind_of
 
 Number = Callable[[Any], int | None]
 

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from ..core.errors import RefusedLoop, ShipError
-from ..loop.find.syntax import read_first, stored_names
-from ..loop.ship.capture import numeric_flags
-from ..loop.ship.objects import Roots
-from ..loop.whole.anchors import Anchors, anchors_of, global_names
-from ..loop.whole.fingerprints import fingerprint
+from ...core.errors import RefusedLoop, ShipError
+from ...loop.find.syntax import read_first, stored_names
+from ...loop.ship.capture import numeric_flags
+from ...loop.ship.objects import Roots
+from ...loop.whole.anchors import Anchors, anchors_of, global_names
+from ...loop.whole.fingerprints import fingerprint
+from ..options import TrainOptions
 from .copying import Storages, Writer, pack
-from .options import TrainOptions
 
 SHELL_NAMES = frozenset({"In", "Out", "get_ipython", "exit", "quit", "open", "_", "__", "___", "_ih", "_oh", "_dh"})
 _OTHERS_OWN = ("DEPIN_HOME", "JPY_PARENT_PID", "JPY_SESSION_NAME", "PWD")  # of the kernel's process, not of the user's work

@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
-from ..core import config
-from ..core.errors import BindError, CodecError, DepinError, HubError, RemoteError, UsageError
-from ..core.status import ENDED, Status
-from ..hub.folders import Outcome, RunFolder
-from ..hub.journal import Journal
-from ..loop.whole.fingerprints import fingerprint
+from ...core import config
+from ...core.errors import BindError, CodecError, DepinError, HubError, RemoteError, UsageError
+from ...core.status import ENDED, Status
+from ...hub.folders import Outcome, RunFolder
+from ...hub.journal import Journal
+from ...loop.whole.fingerprints import fingerprint
+from ..run import Run
 from .binding import Undo, bind, bind_state, warn_changed
-from .captured import Captured, generators_moved
+from .capture import Captured, generators_moved
 from .results import FUNCTION, RESULT, Left, read
-from .run import Run
 
 STEP_S = 0.1
 KEPT = 16  # captures whose objects this kernel remembers: they are kept alive by it

@@ -7,17 +7,17 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import NoWorkers, UsageError
-from ..hub.folders import RunFolder
-from .captured import capture
-from .detached import DetachedRun, remember
-from .journalled import journalled, status_of
+from ...core.errors import NoWorkers, UsageError
+from ...hub.folders import RunFolder
+from ..journalled import journalled, status_of
+from .capture import capture
 from .results import FUNCTION, RESULT
+from .run import DetachedRun, remember
 
 if TYPE_CHECKING:
-    from ..loop.cell import LeasedCell, LeasedFunction
-    from .options import TrainOptions
-    from .session import Session
+    from ...loop.cell import LeasedCell, LeasedFunction
+    from ..options import TrainOptions
+    from ..session import Session
 
 
 def detach_function(session: Session, cell: LeasedFunction, options: TrainOptions) -> DetachedRun:

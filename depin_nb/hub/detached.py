@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import config
 from ..core.errors import HubError, NoSuchRun
-from .folders import RunFolder
+from .detached_folder import DetachedFolder
 
 if TYPE_CHECKING:
     from .coordinator import Coordinator
@@ -42,7 +42,7 @@ class Detached:
     async def detach(self, run: str) -> dict[str, Any]:
         """Starts the process of a run whose captured names are in its folder. Raises HubError when that isn't so."""
         active = self._run(run)
-        folder = RunFolder(run)
+        folder = DetachedFolder(run)
         if run in self._processes or not folder.capture.exists():
             raise HubError(f"{run} has no captured names that are waiting", hint="`%%depin train --detach` captures them.")
         with open(folder.log, "ab") as output:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import BudgetExhausted, DepinError, NoHub
-from ...hub.folders import Outcome, RunFolder
+from ...hub.detached_folder import DetachedFolder, Outcome
 
 LAST_S = 60.0  # after the hub is gone: what a process gets to write what it has
 
@@ -33,7 +33,7 @@ class Ended(KeyboardInterrupt):
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 when the cell ran to its end, 1 otherwise; the outcome is in the run's folder either way."""
     (run_id,) = sys.argv[1:] if argv is None else argv
-    folder = RunFolder(run_id)
+    folder = DetachedFolder(run_id)
     lock = folder.lock
     lock.acquire(wait=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -89,7 +89,7 @@ def _trace(error: BaseException) -> str:
 class _Detached:
     """One run from the captured names to the written results."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: DetachedFolder) -> None:
         self.folder = folder
 
     def run(self) -> Outcome:

@@ -13,7 +13,7 @@ from typing import Any
 from ...core import config
 from ...core.errors import BindError, CodecError, DepinError, HubError, RemoteError, UsageError
 from ...core.status import ENDED, Status
-from ...hub.folders import Outcome, RunFolder
+from ...hub.detached_folder import DetachedFolder, Outcome
 from ...hub.journal import Journal
 from ...loop.whole.fingerprints import fingerprint
 from ..run import Run
@@ -37,7 +37,7 @@ def remember(run_id: str, captured: Captured, namespace: dict[str, Any]) -> None
 class DetachedRun(Run):
     """A run whose notebook half is a process beside the hub. Any kernel can hold it: `depin_nb.attach(RUN)`."""
 
-    folder: RunFolder = field(kw_only=True)
+    folder: DetachedFolder = field(kw_only=True)
     refresh: Callable[[], Status] = field(kw_only=True, repr=False)
     missing: tuple[str, ...] = ()
     _undo: Undo | None = field(default=None, init=False, repr=False)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .definitions import is_user_code, is_user_file, parse_function, source_of
+from .definitions import is_user_code, is_user_file
 
 _MAX_PARTS = 256  # of a container are looked at
 _ATOMS = (str, bytes, int, float, complex, type(None), torch.Tensor, np.ndarray, torch.device, torch.dtype)
@@ -137,6 +137,3 @@ def global_names(names: dict[str, Any], loop: ast.AST) -> set[str]:
     """Names that functions of the user's, as far as the body of `loop` can reach them, may look up in their module."""
     reach = Reach(whole=True).visit(names.values(), mentioned(loop))
     return {name for function in reach.functions for name in _names_of(function.__code__)}
-
-
-__all__ = ["Reach", "functions_within", "global_names", "is_user_module", "mentioned", "parse_function", "source_of"]

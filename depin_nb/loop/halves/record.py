@@ -33,7 +33,7 @@ from .entries import RAISE
 from .failures import described
 from .left import pack_left
 from .recorder import GangAborted, Recorder
-from .runtime import LeaveLoop
+from .statements import LeaveLoop
 
 _STEP_STRIDE = 1000  # backward passes an iteration at most, in a gang's step numbers
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import cloudpickle
 
-from ..split.callees import is_user_code
+from ..find.definitions import is_user_code
 
 
 def is_local(module: types.ModuleType) -> bool:

@@ -114,6 +114,3 @@ def _instrument(source: str, code: types.CodeType) -> types.CodeType:
     node = parse_source(source, code)
     node.body = Instrument(worker=False, function=True).body(node.body)
     return compiled(node, code)
-
-
-__all__ = ["Callees", "Key", "is_user_code", "key_of", "underlying"]

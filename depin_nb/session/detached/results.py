@@ -168,7 +168,7 @@ def read(data: bytes, *, anchors: Anchors | None, present: dict[str, Any] | None
         found = {"names": Reader(graphs["anew"], _Lending(opened, lent), _no_anchor).load(), "contents": {}}
     try:
         error = Reader(graphs["error"], opened, objects.__getitem__ if own else _no_anchor).load()
-    except Exception:
+    except Exception:  # of a class that only the run had, or one that can't be made again: its outcome tells kind, message and traceback
         error = None
     modules = {
         name: {key: opened.tensor(number) for key, number in keys.items()} for name, keys in (more["modules"] if not own else {}).items()

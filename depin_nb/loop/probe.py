@@ -23,7 +23,7 @@ from .ship.capture import Shipment
 from .ship.compiled import uncompiled
 from .ship.program import open_program
 from .source import unpack
-from .split.instrument import RUNTIME
+from .split.expressions import RUNTIME
 from .split.rewrite import ITEM
 from .values import is_value
 

@@ -27,7 +27,8 @@ from ..ship.devices import following
 from ..ship.objects import Roots, seed_iteration
 from ..ship.program import Program, open_program
 from ..source import unpack
-from ..split.instrument import RUNTIME, Instrument
+from ..split.expressions import RUNTIME
+from ..split.instrument import Instrument
 from ..split.rewrite import ITEM
 from .entries import RAISE
 from .failures import described

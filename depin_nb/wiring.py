@@ -96,12 +96,12 @@ def runs() -> list[dict[str, Any]]:
 
 def attach(run_id: str) -> Run:
     """A run from the journal: metrics and weights of what was merged; a detached one can be followed and bound. Raises NoSuchRun."""
-    from .hub.folders import RunFolder
+    from .hub.detached_folder import DetachedFolder
     from .hub.launch import find_hub
+    from .session.detached import held
     from .session.journalled import journalled
-    from .session.sending import held
 
-    if not RunFolder(run_id).exists():
+    if not DetachedFolder(run_id).exists():
         return journalled(run_id)
     return held(current() if find_hub() is not None else None, run_id)
 
@@ -115,10 +115,10 @@ def lives() -> bool:
 
 def detached(run_id: str | None = None) -> DetachedRun:
     """A detached run, without an id the newest. Raises NoSuchRun for one that isn't."""
-    from .hub.folders import RunFolder
+    from .hub.detached_folder import DetachedFolder
     from .session.detached import DetachedRun
 
-    wanted = run_id or next((row["run_id"] for row in runs() if RunFolder(row["run_id"]).exists()), None)
+    wanted = run_id or next((row["run_id"] for row in runs() if DetachedFolder(row["run_id"]).exists()), None)
     found = attach(wanted) if wanted is not None else None
     if not isinstance(found, DetachedRun):
         what = "there is no detached run" if wanted is None else f"{wanted} wasn't detached"

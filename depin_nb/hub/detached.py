@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import config
 from ..core.errors import HubError, NoSuchRun
-from .folders import RunFolder
+from .detached_folder import DetachedFolder
 
 if TYPE_CHECKING:
     from .coordinator import Coordinator
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 ALIVE_S = 5.0
 END_S = 12.0  # what a process gets to write its results when the hub ends (hub/launch.py waits 30 s for the hub)
-COMMAND = (sys.executable, "-m", "depin_nb.session.process")
+COMMAND = (sys.executable, "-m", "depin_nb.session.detached.process")
 
 
 class Detached:
@@ -42,7 +42,7 @@ class Detached:
     async def detach(self, run: str) -> dict[str, Any]:
         """Starts the process of a run whose captured names are in its folder. Raises HubError when that isn't so."""
         active = self._run(run)
-        folder = RunFolder(run)
+        folder = DetachedFolder(run)
         if run in self._processes or not folder.capture.exists():
             raise HubError(f"{run} has no captured names that are waiting", hint="`%%depin train --detach` captures them.")
         with open(folder.log, "ab") as output:

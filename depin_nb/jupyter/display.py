@@ -1,4 +1,4 @@
-"""Shows a run while it trains: `LiveDisplay`, and the pure displays of a `Status` by name."""
+"""Shows a run while it trains: `LiveDisplay`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,10 @@ from depin_nb.core.amount import Amount, parse
 from depin_nb.core.status import Status
 
 from .figures import clip
-from .html import Payout, html, payouts_of, summary_html
+from .html import Payout
 from .panel import SESSION, Panel
 from .surfaces import NotebookSurface, Surface, TerminalSurface, publisher
-from .text import summary_text, text_block, text_line
 from .view import view
-
-__all__ = ["LiveDisplay", "Payout", "html", "payouts_of", "summary_html", "summary_text", "text_block", "text_line"]
 
 INTERVAL_S = 0.25  # at most four updates a second (issue's item 6)
 EDITOR = "__vsc_ipynb_file__"  # a name that VS Code puts into the namespace of the kernels it starts

@@ -9,8 +9,10 @@ from typing import Any
 from depin_nb.session.detached import DetachedRun
 from depin_nb.session.run import Run
 
-from .display import LiveDisplay, html, text_block
+from .display import LiveDisplay
+from .html import html
 from .tables import Shown
+from .text import text_block
 
 
 def follow(run: Run, shell: Any, control: Callable[..., Any] | None) -> None:

@@ -96,8 +96,9 @@ class DepinMagics(Magics):
             handle.update(shown)
 
     def _status(self, _args: Namespace) -> None:
-        from .display import html, text_block
+        from .html import html
         from .tables import Shown, workers
+        from .text import text_block
 
         session = _session()
         _display(workers(session.workers()))

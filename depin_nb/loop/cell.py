@@ -10,12 +10,13 @@ from typing import Any
 
 from ..core.errors import RefusedLoop
 from .contract import Hub
-from .find.reach import parse_function
+from .find.definitions import parse_function
+from .find.forms import LOOPS
 from .find.sites import Found, Site, find
 from .find.unsupported import refuse_unsupported
 from .leasing import Loops
 from .split.callees import Callees
-from .split.rewrite import LOOPS, rewrite_function, rewrite_tree
+from .split.rewrite import rewrite_function, rewrite_tree
 
 
 class LeasedCell:

@@ -32,7 +32,7 @@ from .ship.carry import carried_values, refuse_lost
 from .ship.hooks import put_back
 from .ship.objects import write_rng
 from .source import Remote, Source, holds_remote, pack
-from .split.instrument import RUNTIME
+from .split.expressions import RUNTIME
 
 if TYPE_CHECKING:
     from .analysis.analyse import Facts

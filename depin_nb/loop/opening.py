@@ -18,7 +18,7 @@ from .find.syntax import static_length
 from .probe import Probe, probe
 from .ship.capture import Shipment, ship
 from .source import Remote, is_plain_item, pack, standing_in
-from .split.instrument import RUNTIME
+from .split.expressions import RUNTIME
 
 if TYPE_CHECKING:
     from .entry import Entry

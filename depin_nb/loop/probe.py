@@ -13,16 +13,17 @@ from ..core.codec import decode, encode
 from ..core.errors import CodecError, RefusedLoop, ReplayError
 from ..core.lease import EntrySpec, Lease, StrategyConfig, Unit
 from ..core.state import State
+from .halves.entries import RAISE
+from .halves.failures import rebuilt
 from .halves.record import Outcome, WorkerHalf, compile_body
-from .halves.replay import Replayer, rebuilt
-from .halves.runtime import RAISE
+from .halves.replay import Replayer
 from .paths import write
 from .ship.beside import stays
 from .ship.capture import Shipment
 from .ship.compiled import uncompiled
 from .ship.program import open_program
 from .source import unpack
-from .split.instrument import RUNTIME
+from .split.expressions import RUNTIME
 from .split.rewrite import ITEM
 from .values import is_value
 

@@ -21,7 +21,7 @@ from .find.things import own_nodes
 from .halves.classify import with_caller
 from .halves.statements import Statements
 from .source import Fetching
-from .split.instrument import RUNTIME
+from .split.expressions import RUNTIME
 from .split.originals import Originals, is_rewritten
 
 Suspended = Generator[Any, Any, Any] | Coroutine[Any, Any, Any] | AsyncGenerator[Any, Any]

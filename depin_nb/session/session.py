@@ -24,8 +24,7 @@ from ..hub.info import HubInfo
 from ..hub.journal import Journal
 from ..loop.cell import LeasedCell, LeasedFunction
 from ..metering import price
-from . import sending
-from .detached import DetachedRun
+from .detached import DetachedRun, detach, detach_function
 from .lessor import Lessor, Planned
 from .options import TrainOptions
 from .plan import Plan
@@ -124,7 +123,7 @@ class Session:
         options = TrainOptions(strategy, cap, name, workers, inner_steps, bits, resume, send=tuple(send), data=data)
         cell = LeasedFunction(function)
         if background:
-            return sending.detach_function(self, cell, options)
+            return detach_function(self, cell, options)
         return self._train(cell, cell.call, options, cell.sites[0].source, on_status)
 
     def estimate(self, function: Callable[[], Any], **options: Any) -> Plan:
@@ -163,7 +162,7 @@ class Session:
         Raises RefusedLoop as `train_cell` does, ShipError naming what no copy can be made of, NoWorkers.
         """
         cell, filename = self._cell(source, namespace, shell)
-        return sending.detach(self, cell, filename, options, namespace)
+        return detach(self, cell, filename, options, namespace)
 
     def single_cell(
         self,

@@ -27,10 +27,10 @@ from ..loop.whole.contents import content, is_own, kind_of
 from ..loop.whole.datagraph import Decoder
 from ..metering import price
 from ..metering.bytime import flops_of_time
-from .binding import Undo, bind
-from .captured import needed_names, refuse_shell
+from .detached.binding import Undo, bind
+from .detached.capture import needed_names, refuse_shell
+from .detached.results import Left
 from .lessor import POLL_S, Lessor
-from .results import Left
 
 LIMIT_S = 3600.0  # what a cell may take, where the user doesn't say
 ATTEMPTS = 2  # a lost worker: the cell starts once more from its top

@@ -7,6 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
 
 HERE = Path(__file__).parent
 for folder in (HERE, HERE.parent / "unit" / "loop"):
@@ -61,3 +63,16 @@ def home(tmp_path_factory):
 def session(home):
     """Two local workers, the same ones for all tests that leave them alive."""
     return wiring.connect("local", workers=2)
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory):
+    """A shell as IPython makes it, with the extension loaded."""
+    config = Config()
+    config.HistoryManager.enabled = False
+    config.InteractiveShell.colors = "nocolor"
+    config.InteractiveShell.ipython_dir = str(tmp_path_factory.mktemp("ipython"))
+    shell = InteractiveShell.instance(config=config)
+    assert shell.run_cell("%load_ext depin_nb").success
+    yield shell
+    InteractiveShell.clear_instance()

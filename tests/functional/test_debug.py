@@ -7,8 +7,6 @@ import pytest
 import torch
 from inprocess import generators
 from IPython.core.debugger import Pdb
-from IPython.core.interactiveshell import InteractiveShell
-from traitlets.config import Config
 
 from depin_nb.core.errors import UsageError
 
@@ -41,18 +39,6 @@ for i, (x, y) in enumerate(loader):
     print(i, loss.item())
 """
 LOOK = "p ('margin', margin)\np ('step', step)\nup\np ('batch', tuple(x.shape), i)\nq\n"
-
-
-@pytest.fixture(scope="module")
-def shell(tmp_path_factory):
-    config = Config()
-    config.HistoryManager.enabled = False
-    config.InteractiveShell.colors = "nocolor"
-    config.InteractiveShell.ipython_dir = str(tmp_path_factory.mktemp("ipython"))
-    shell = InteractiveShell.instance(config=config)
-    assert shell.run_cell("%load_ext depin_nb").success
-    yield shell
-    InteractiveShell.clear_instance()
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ import depin_nb
 from depin_nb import wiring
 from depin_nb.cli.command import main as cli
 from depin_nb.core.errors import BindError, HubError, NoSuchRun, RefusedLoop, ShipError, UsageError
-from depin_nb.hub.folders import RunFolder
+from depin_nb.hub.detached_folder import DetachedFolder
 from depin_nb.jupyter.magic import DepinMagics
 from depin_nb.session import TrainOptions
 
@@ -278,7 +278,8 @@ def test_stop_outside_the_loop(session, gate):
 
 
 def process_of(run):
-    (found,) = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[-2:] == ["depin_nb.session.process", run.run_id]]
+    last = ["depin_nb.session.detached.process", run.run_id]
+    (found,) = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[-2:] == last]
     return found
 
 
@@ -368,7 +369,7 @@ def test_refused_here_before_anything_begins(session, gate):
     assert "inside the cell" in caught.value.hint
     assert len(wiring.runs()) == known
     with pytest.raises(NoSuchRun):
-        RunFolder("../elsewhere")
+        DetachedFolder("../elsewhere")
 
 
 def test_the_hub_ends_it_in_order_and_says_so(session, gate):

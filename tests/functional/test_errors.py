@@ -5,9 +5,7 @@ import re
 import pytest
 import torch
 from inprocess import generators, local
-from IPython.core.interactiveshell import InteractiveShell
 from running import Trained, leases_of, merged_by_pass
-from traitlets.config import Config
 
 from depin_nb import wiring
 from depin_nb.core.errors import DepinError, NoHub, NoWorkers, RefusedLoop, ShipError, UsageError
@@ -37,19 +35,6 @@ for i, (x, y) in enumerate(loader):
     lines.append(i)
     print(i, loss.item())
 """
-
-
-@pytest.fixture(scope="module")
-def shell(tmp_path_factory):
-    """A shell as IPython makes it, with the extension loaded."""
-    config = Config()
-    config.HistoryManager.enabled = False
-    config.InteractiveShell.colors = "nocolor"
-    config.InteractiveShell.ipython_dir = str(tmp_path_factory.mktemp("ipython"))
-    shell = InteractiveShell.instance(config=config)
-    assert shell.run_cell("%load_ext depin_nb").success
-    yield shell
-    InteractiveShell.clear_instance()
 
 
 @pytest.fixture

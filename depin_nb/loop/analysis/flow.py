@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..find.syntax import static_length
-from ..paths import is_inlined, look, overlaps, path_of, peek, split, within
+from ..paths import is_inlined, look, path_of, peek, split, within
 from ..values import is_device_type
 from .inline import View
 
@@ -379,6 +379,3 @@ def _loaded(target: ast.expr) -> ast.expr:
         return ast.Attribute(target.value, target.attr, ast.Load())
     assert isinstance(target, ast.Subscript)
     return ast.Subscript(target.value, target.slice, ast.Load())
-
-
-__all__ = ["Flow", "Write", "members_of", "overlaps"]

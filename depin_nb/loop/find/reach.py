@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .definitions import is_user_code, is_user_file, parse_function, source_of
+from .codes import names_of
+from .definitions import is_user_code, is_user_file
 
 _MAX_PARTS = 256  # of a container are looked at
 _ATOMS = (str, bytes, int, float, complex, type(None), torch.Tensor, np.ndarray, torch.device, torch.dtype)
@@ -81,7 +82,7 @@ class Reach:
             yield vars(value)["__wrapped__"], names
 
     def _function(self, function: types.FunctionType) -> Iterator[tuple[Any, frozenset[str]]]:
-        names = frozenset(_names_of(function.__code__))
+        names = frozenset(names_of(function.__code__))
         cells = [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
         if not is_user_code(function.__code__):  # an installed decorator's: what it wraps may be the user's
             wrapped = [vars(function).get("__wrapped__"), *cells]
@@ -113,15 +114,6 @@ def _filled(cell: types.CellType) -> bool:
     return True
 
 
-def _names_of(code: types.CodeType) -> set[str]:
-    """Names that a function's code mentions, those of the functions in it too."""
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= _names_of(constant)
-    return names
-
-
 def mentioned(node: ast.AST) -> frozenset[str]:
     """Names and attribute names in a tree."""
     names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} | {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
@@ -136,7 +128,4 @@ def functions_within(names: dict[str, Any], loop: ast.AST) -> Iterable[types.Fun
 def global_names(names: dict[str, Any], loop: ast.AST) -> set[str]:
     """Names that functions of the user's, as far as the body of `loop` can reach them, may look up in their module."""
     reach = Reach(whole=True).visit(names.values(), mentioned(loop))
-    return {name for function in reach.functions for name in _names_of(function.__code__)}
-
-
-__all__ = ["Reach", "functions_within", "global_names", "is_user_module", "mentioned", "parse_function", "source_of"]
+    return {name for function in reach.functions for name in names_of(function.__code__)}

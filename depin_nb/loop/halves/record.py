@@ -27,13 +27,14 @@ from ..ship.devices import following
 from ..ship.objects import Roots, seed_iteration
 from ..ship.program import Program, open_program
 from ..source import unpack
-from ..split.instrument import RUNTIME, Instrument
+from ..split.expressions import RUNTIME
+from ..split.instrument import Instrument
 from ..split.rewrite import ITEM
 from .entries import RAISE
 from .failures import described
 from .left import pack_left
 from .recorder import GangAborted, Recorder
-from .runtime import LeaveLoop
+from .statements import LeaveLoop
 
 _STEP_STRIDE = 1000  # backward passes an iteration at most, in a gang's step numbers
 

@@ -22,7 +22,8 @@ from .byvalue import MAX_STORED_BYTES, copied, nbytes, pack
 from .calls import Act
 from .entries import CALLED, HANDED, RAISE, SAID, SET, SINK, SIZE, VALUE
 from .failures import described
-from .runtime import LeaveLoop, Runtime
+from .runtime import Runtime
+from .statements import LeaveLoop
 
 MAX_HANDED_BYTES = 64 << 20  # by value, an iteration
 _SCALARS = frozenset({int, float, str, bool, type(None), complex, bytes})

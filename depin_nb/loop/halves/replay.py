@@ -308,8 +308,5 @@ def _stand_ins(function: Any) -> list[Remote]:
     return [Remote() for _ in range(needed)]
 
 
-__all__ = ["MAX_LOG_BYTES", "Replayer", "rebuilt"]
-
-
 def _is_ours(described: Any) -> bool:
     return isinstance(described, dict) and str(described.get("type")).startswith("depin_nb.core.errors.")

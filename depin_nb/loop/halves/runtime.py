@@ -11,8 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..split.callees import Callees
-from .entries import CALLED, HANDED, RAISE, SAID, SET, SINK, SIZE, VALUE
-from .statements import LeaveLoop, Statements
+from .statements import Statements
 
 
 class Runtime(Statements):
@@ -36,6 +35,3 @@ class Runtime(Statements):
 
     def _escapes(self, container: Any) -> None:
         self._fresh.pop(id(container), None)
-
-
-__all__ = ["CALLED", "HANDED", "RAISE", "SAID", "SET", "SINK", "SIZE", "VALUE", "LeaveLoop", "Runtime"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import cloudpickle
 
-from ..split.callees import is_user_code
+from ..find.definitions import is_user_file
 
 
 def is_local(module: types.ModuleType) -> bool:
@@ -18,14 +18,7 @@ def is_local(module: types.ModuleType) -> bool:
     name, file = getattr(module, "__name__", ""), getattr(module, "__file__", None)
     if not isinstance(file, str) or not file.endswith(".py") or name == "__main__" or name.split(".")[0] == "depin_nb":
         return False
-    return _is_users_file(file)
-
-
-def _is_users_file(file: str) -> bool:
-    return is_user_code(_CODE.replace(co_filename=file))
-
-
-_CODE = compile("", "", "exec")
+    return is_user_file(file)
 
 
 def local_modules() -> dict[str, types.ModuleType]:
@@ -46,15 +39,6 @@ def by_value(modules: dict[str, types.ModuleType]) -> Iterator[None]:
         for module in mine:
             if module.__name__ in cloudpickle.list_registry_pickle_by_value():
                 cloudpickle.unregister_pickle_by_value(module)
-
-
-def used_names(code: types.CodeType) -> set[str]:
-    """Every name and attribute that a function mentions, also in the functions inside it."""
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= used_names(constant)
-    return names
 
 
 def made_module(name: str, made: dict[str, types.ModuleType]) -> types.ModuleType:

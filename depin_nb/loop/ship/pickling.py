@@ -24,11 +24,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset
 
+from ..byte_count import ByteCount
+from ..find.codes import codes_in, names_of
 from ..source import stand_in
 from ..split.originals import as_written
 from ..values import is_metric_type
 from .compiled import compiled_with, reduced
-from .local_modules import used_names
 from .secrets import in_code, looks_secret, named_secrets
 
 STATEFUL = (torch.nn.Module, Optimizer, LRScheduler, GradScaler)
@@ -175,25 +176,11 @@ class Graph(cloudpickle.Pickler):
         return made, tuple(None if a is tracker or (type(a) is str and a == tracker) else a for a in arguments), *rest
 
 
-class _Sink(io.RawIOBase):
-    """Counts bytes and drops them."""
-
-    count = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        size = memoryview(data).nbytes
-        self.count += size
-        return size
-
-
 class Finder(Graph):
     """The first pass. `at` is the name whose value is being looked at; `count`: bytes so far, each thing once."""
 
     def __init__(self, scope: Scope, found: Found, at: str = "") -> None:
-        self._sink = _Sink()
+        self._sink = ByteCount()
         super().__init__(self._sink, scope)
         if self.globals_ref.get(id(scope.space)) is scope.env:  # each name is looked at by itself, not as part of a function's namespace
             self.globals_ref[id(scope.space)] = {"__name__": "__main__"}
@@ -202,7 +189,7 @@ class Finder(Graph):
 
     @property
     def count(self) -> int:
-        return self._sink.count + self._data
+        return self._sink.nbytes + self._data
 
     def look(self, value: Any) -> int:
         """Looks at one more value; returns the bytes that it adds."""
@@ -276,17 +263,14 @@ class Finder(Graph):
             self.scope.withhold(values, at or "os.environ")
 
     def _code(self, code: types.CodeType) -> None:
-        self.found.used |= used_names(code)
+        self.found.used |= names_of(code)
         for constant, name in in_code(code):
             if code.co_name in self.scope.send:
                 self.scope.kept.append(constant)
                 self.scope.sent.add(id(constant))
             elif self.at not in self.scope.send:
                 self.scope.withhold(constant, name)
-        codes = [code]
-        while codes:
-            each = codes.pop()
-            codes += [c for c in each.co_consts if isinstance(c, types.CodeType)]
+        for each in codes_in(code):
             if _IMPORT in each.co_code[::2]:
                 imported = [str(i.argval).split(".")[0] for i in dis.get_instructions(each) if i.opcode == _IMPORT]
                 self.found.roots.update(imported)

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from ...core.errors import WithheldError
+from ..find.codes import codes_in
 from ..values import Ghost
 
 MIN_NAMED = 4  # characters: shorter texts under a telling name are settings such as "no"
@@ -132,10 +133,8 @@ def _blanked(text: str) -> str:
 
 def in_code(code: types.CodeType) -> list[tuple[Any, str]]:
     """(constant, how it is called in the plan) of what looks like a key in a function's code and in that of the functions in it."""
-    found, codes = [], [code]
-    while codes:
-        each = codes.pop()
-        codes += [c for c in each.co_consts if isinstance(c, types.CodeType)]
+    found = []
+    for each in codes_in(code):
         for constant in each.co_consts:
             if isinstance(constant, (str, bytes)) and looks_secret(constant):
                 lines = [i.positions.lineno for i in dis.get_instructions(each) if i.argval is constant and i.positions]

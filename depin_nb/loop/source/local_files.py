@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..find.codes import names_of
 from .recipe import leaves_of
 
 _MOST_PATH = 4096  # characters: PATH_MAX of Linux
@@ -31,11 +32,7 @@ def _names_read(kind: type, method: str, seen: set[str], depth: int) -> set[str]
     if not isinstance(function, types.FunctionType) or method in seen or depth > _DEEPEST:
         return set()
     seen.add(method)
-    names, codes = set(), [function.__code__]
-    while codes:
-        code = codes.pop()
-        names |= set(code.co_names)
-        codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    names = names_of(function.__code__)
     return names.union(*(_names_read(kind, name, seen, depth + 1) for name in names))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ...core.errors import ConfigError
+from ..byte_count import ByteCount
 from .local_files import file_read
 from .recipe import absent, leaves_of, recipe
 
@@ -70,7 +71,7 @@ class _Sizer(cloudpickle.Pickler):
     """Goes over a graph, adds up its tensors and arrays, and writes nothing."""
 
     def __init__(self) -> None:
-        self.sink = _Count()
+        self.sink = ByteCount()
         super().__init__(self.sink, protocol=5)
         self.nbytes = 0
         self._seen: dict[int, Any] = {}
@@ -86,15 +87,3 @@ class _Sizer(cloudpickle.Pickler):
         if type(obj).__module__.split(".")[0] in _STUCK_MODULES:
             raise TypeError(type(obj).__name__)
         return 0 if isinstance(obj, _LOCKS) else None
-
-
-class _Count(io.RawIOBase):
-    nbytes = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        size = memoryview(data).nbytes
-        self.nbytes += size
-        return size

@@ -11,7 +11,8 @@ from typing import Any
 from ...core.errors import RefusedLoop
 from ..find.definitions import compiled, is_user_code, parse_source, source_of
 from ..find.unsupported import refuse_unsupported
-from .instrument import RUNTIME, Instrument
+from .expressions import RUNTIME
+from .instrument import Instrument
 from .originals import Originals
 
 Key = tuple[str, int, str]  # file name, first line, name: the same on both sides
@@ -114,6 +115,3 @@ def _instrument(source: str, code: types.CodeType) -> types.CodeType:
     node = parse_source(source, code)
     node.body = Instrument(worker=False, function=True).body(node.body)
     return compiled(node, code)
-
-
-__all__ = ["Callees", "Key", "is_user_code", "key_of", "underlying"]

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from ..find.forms import LOOPS
-from .instrument import RUNTIME
+from .expressions import RUNTIME
 
 Key = tuple[str, str, int, int, tuple[str, ...]]
 _current: ContextVar[Originals | None] = ContextVar("originals", default=None)

@@ -22,7 +22,7 @@ from ..find.forms import ENDED, LOOPS, Form
 from ..find.pieces import lambda_of
 from ..find.sites import Site
 from ..find.things import own_nodes
-from .instrument import RUNTIME, Instrument
+from .instrument import Instrument
 
 ENTRY = "__depin_entry__"
 ITEM = "__depin_item__"
@@ -188,6 +188,3 @@ def _assign(target: str, value: ast.expr) -> ast.stmt:
 
 def _loops(method: str, *args: ast.expr) -> ast.Call:
     return ast.Call(func=_attribute(LOOPS, method), args=list(args), keywords=[])
-
-
-__all__ = ["ENTRY", "ITEM", "LOOPS", "RUNTIME", "leased", "rewrite_function", "rewrite_tree"]

@@ -15,6 +15,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..find.codes import names_of
 from ..ship.objects import Roots
 from .contents import SCALARS, TORCH_OWN, is_own_module, kind_of
 from .fingerprints import fingerprint
@@ -64,16 +65,7 @@ def _reached(function: types.FunctionType, space: dict[str, Any] | None) -> Iter
     yield from (function.__kwdefaults__ or {}).values()
     scope = function.__globals__
     if space is None or scope is space or is_own_module(str(scope.get("__name__"))):
-        yield from (scope[name] for name in global_names(function.__code__) if name in scope)
-
-
-def global_names(code: types.CodeType) -> set[str]:
-    """Names that code may look up outside itself, with the code in it."""
-    found = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            found |= global_names(constant)
-    return found
+        yield from (scope[name] for name in names_of(function.__code__) if name in scope)
 
 
 def anchors_of(names: dict[str, Any], space: dict[str, Any] | None = None) -> list[Any]:

@@ -10,9 +10,9 @@ import pytest
 
 from depin_nb.core.amount import DPN, Amount
 from depin_nb.jupyter.commands import COMMANDS
-from depin_nb.jupyter.display import Payout, html, payouts_of, summary_html, summary_text, text_block, text_line
+from depin_nb.jupyter.html import Payout, html, payouts_of, summary_html
 from depin_nb.jupyter.tables import Cell, card, help_text, runs, workers
-from depin_nb.jupyter.text import WIDTH
+from depin_nb.jupyter.text import WIDTH, summary_text, text_block, text_line
 
 MOST_BYTES = 20_000
 VOID = {"br", "hr", "img", "input"}

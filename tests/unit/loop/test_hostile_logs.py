@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from depin_nb.core.codec import encode
 from depin_nb.core.errors import RemoteError, ReplayError
+from depin_nb.loop.halves.entries import RAISE, SINK, VALUE
+from depin_nb.loop.halves.failures import rebuilt
 from depin_nb.loop.halves.left import unpack_left
-from depin_nb.loop.halves.replay import Replayer, rebuilt
-from depin_nb.loop.halves.runtime import RAISE, SINK, VALUE
+from depin_nb.loop.halves.replay import Replayer
 from depin_nb.loop.source import Remote
 from depin_nb.loop.split.callees import Callees
 

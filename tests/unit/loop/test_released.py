@@ -10,7 +10,7 @@ from inprocess import InProcessHub, generators, seed
 
 from depin_nb.loop.cell import LeasedCell
 from depin_nb.loop.find.forms import LOOPS
-from depin_nb.loop.split.instrument import RUNTIME
+from depin_nb.loop.split.expressions import RUNTIME
 
 SETUP = """
 import torch, torch.nn as nn

@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 
-from ..core.errors import RefusedLoop, ShipError
-from ..loop.find.syntax import read_first, stored_names
-from ..loop.ship.capture import numeric_flags
-from ..loop.ship.objects import Roots
-from ..loop.whole.anchors import Anchors, anchors_of, global_names
-from ..loop.whole.fingerprints import fingerprint
+from ...core.errors import RefusedLoop, ShipError
+from ...loop.find.codes import names_of
+from ...loop.find.syntax import read_first, stored_names
+from ...loop.ship.capture import numeric_flags
+from ...loop.ship.objects import Roots
+from ...loop.whole.anchors import Anchors, anchors_of
+from ...loop.whole.fingerprints import fingerprint
+from ..options import TrainOptions
 from .copying import Storages, Writer, pack
-from .options import TrainOptions
 
 SHELL_NAMES = frozenset({"In", "Out", "get_ipython", "exit", "quit", "open", "_", "__", "___", "_ih", "_oh", "_dh"})
 _OTHERS_OWN = ("DEPIN_HOME", "JPY_PARENT_PID", "JPY_SESSION_NAME", "PWD")  # of the kernel's process, not of the user's work
@@ -42,7 +43,7 @@ def needed_names(tree: ast.Module, space: dict[str, Any]) -> dict[str, Any]:
     names = {n: space[n] for n in sorted(read_first(tree.body, set())) if n in space and n not in SHELL_NAMES}
     while True:
         functions = [f for f in anchors_of(names, space) if isinstance(f, types.FunctionType) and f.__globals__ is space]
-        reached = {n for f in functions for n in global_names(f.__code__)} - SHELL_NAMES
+        reached = {n for f in functions for n in names_of(f.__code__)} - SHELL_NAMES
         more = {n: space[n] for n in sorted(reached) if n in space and n not in names and not n.startswith("__depin_")}
         if not more:
             return names

@@ -7,17 +7,17 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import NoWorkers, UsageError
-from ..hub.folders import RunFolder
-from .captured import capture
-from .detached import DetachedRun, remember
-from .journalled import journalled, status_of
+from ...core.errors import NoWorkers, UsageError
+from ...hub.detached_folder import DetachedFolder
+from ..journalled import journalled, status_of
+from .capture import capture
 from .results import FUNCTION, RESULT
+from .run import DetachedRun, remember
 
 if TYPE_CHECKING:
-    from ..loop.cell import LeasedCell, LeasedFunction
-    from .options import TrainOptions
-    from .session import Session
+    from ...loop.cell import LeasedCell, LeasedFunction
+    from ..options import TrainOptions
+    from ..session import Session
 
 
 def detach_function(session: Session, cell: LeasedFunction, options: TrainOptions) -> DetachedRun:
@@ -55,7 +55,7 @@ def detach(
         asked=options.asked(),
     )
     run_id = answer["run_id"]
-    folder = RunFolder(run_id)
+    folder = DetachedFolder(run_id)
     try:
         folder.make()
         folder.write(folder.capture, data)
@@ -72,4 +72,4 @@ def held(session: Session | None, run_id: str) -> DetachedRun:
     """A detached run, followed through `session`'s hub, or through the journal alone."""
     run = journalled(run_id)
     refresh = partial(status_of, session, run_id)
-    return DetachedRun(run_id, refresh(), run.load_state, run.losses, folder=RunFolder(run_id), refresh=refresh)
+    return DetachedRun(run_id, refresh(), run.load_state, run.losses, folder=DetachedFolder(run_id), refresh=refresh)

@@ -1,4 +1,4 @@
-"""What a detached run keeps in the state folder, for hub, kernel and its own process. Files of this user alone (0600 in 0700). Light."""
+"""A detached run's own folder in the state folder, for hub, kernel and its process. Files of this user alone (0600 in 0700). Light."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class DetachedFolder:
     """`DEPIN_HOME/detached/<run>`: the captured names until the process has opened them, its log, its results, how it ended."""
 
     run_id: str

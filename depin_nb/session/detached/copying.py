@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import io
 import pickle
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import cloudpickle
 import torch
 from torch.optim import Optimizer
 
-from ..core.codec import decode, encode
-from ..core.errors import CodecError
-from ..loop.source import Remote
-from ..loop.whole.contents import is_own_module, kind_of
+from ...core.codec import decode, encode
+from ...core.errors import CodecError
+from ...loop.ship.local_modules import by_value, local_modules
+from ...loop.source import Remote
+from ...loop.whole.contents import kind_of
 
 Number = Callable[[Any], int | None]
 
@@ -107,7 +106,7 @@ class Writer(cloudpickle.Pickler):
 
     def graph(self, value: Any) -> torch.Tensor:
         """The value's bytes, as the codec takes long ones."""
-        with _own_modules_by_value():
+        with by_value(local_modules()):  # the .py files beside the notebook travel with what uses them
             self.dump(value)
         return torch.frombuffer(bytearray(self.file.getvalue()), dtype=torch.uint8)
 
@@ -135,22 +134,6 @@ def _bare(kind: Any) -> Any:
 
 def _restore(optimizer: Optimizer, state: dict[str, Any]) -> None:
     Optimizer.__setstate__(optimizer, state)
-
-
-@contextmanager
-def _own_modules_by_value() -> Iterator[None]:
-    """The .py files beside the notebook travel with what uses them."""
-    registered = []
-    for name, module in list(sys.modules.items()):
-        if name != "__main__" and getattr(module, "__file__", None) and is_own_module(name):
-            if name not in cloudpickle.list_registry_pickle_by_value():
-                cloudpickle.register_pickle_by_value(module)
-                registered.append(module)
-    try:
-        yield
-    finally:
-        for module in registered:
-            cloudpickle.unregister_pickle_by_value(module)
 
 
 def pack(storages: Storages, graphs: dict[str, torch.Tensor], **more: Any) -> bytes:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..core.state import State
-from ..loop.ship.objects import Roots
-from ..loop.whole.anchors import Anchors
-from ..loop.whole.contents import content, kind_of
-from ..loop.whole.fingerprints import fingerprint
+from ...core.state import State
+from ...loop.ship.objects import Roots
+from ...loop.whole.anchors import Anchors
+from ...loop.whole.contents import content, kind_of
+from ...loop.whole.fingerprints import fingerprint
 from .copying import Opened, Reader, Storages, Writer, pack, unpack
 
 FUNCTION, RESULT = "_detached_function_", "_detached_result_"  # a function trained in the background, and what it returned
@@ -168,7 +168,7 @@ def read(data: bytes, *, anchors: Anchors | None, present: dict[str, Any] | None
         found = {"names": Reader(graphs["anew"], _Lending(opened, lent), _no_anchor).load(), "contents": {}}
     try:
         error = Reader(graphs["error"], opened, objects.__getitem__ if own else _no_anchor).load()
-    except Exception:
+    except Exception:  # of a class that only the run had, or one that can't be made again: its outcome tells kind, message and traceback
         error = None
     modules = {
         name: {key: opened.tensor(number) for key, number in keys.items()} for name, keys in (more["modules"] if not own else {}).items()

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..core.errors import BindError
-from ..core.state import State
-from ..loop.ship.objects import Roots, write_rng
-from ..loop.whole.anchors import Anchors
-from ..loop.whole.contents import content, put
+from ...core.errors import BindError
+from ...core.state import State
+from ...loop.ship.objects import Roots, write_rng
+from ...loop.whole.anchors import Anchors
+from ...loop.whole.contents import content, put
 from .results import Left
 
 _ABSENT = object()

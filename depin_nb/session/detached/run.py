@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
-from ..core import config
-from ..core.errors import BindError, CodecError, DepinError, HubError, RemoteError, UsageError
-from ..core.status import ENDED, Status
-from ..hub.folders import Outcome, RunFolder
-from ..hub.journal import Journal
-from ..loop.whole.fingerprints import fingerprint
+from ...core import config
+from ...core.errors import BindError, CodecError, DepinError, HubError, RemoteError, UsageError
+from ...core.status import ENDED, Status
+from ...hub.detached_folder import DetachedFolder, Outcome
+from ...hub.journal import Journal
+from ...loop.whole.fingerprints import fingerprint
+from ..run import Run
 from .binding import Undo, bind, bind_state, warn_changed
-from .captured import Captured, generators_moved
+from .capture import Captured, generators_moved
 from .results import FUNCTION, RESULT, Left, read
-from .run import Run
 
 STEP_S = 0.1
 KEPT = 16  # captures whose objects this kernel remembers: they are kept alive by it
@@ -37,7 +37,7 @@ def remember(run_id: str, captured: Captured, namespace: dict[str, Any]) -> None
 class DetachedRun(Run):
     """A run whose notebook half is a process beside the hub. Any kernel can hold it: `depin_nb.attach(RUN)`."""
 
-    folder: RunFolder = field(kw_only=True)
+    folder: DetachedFolder = field(kw_only=True)
     refresh: Callable[[], Status] = field(kw_only=True, repr=False)
     missing: tuple[str, ...] = ()
     _undo: Undo | None = field(default=None, init=False, repr=False)

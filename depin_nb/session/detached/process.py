@@ -1,4 +1,4 @@
-"""The process of one detached run (`python -m depin_nb.session.process RUN`): the hub starts it; it outlives the notebook's kernel.
+"""The process of one detached run (`python -m depin_nb.session.detached.process RUN`): the hub starts it; it outlives the kernel.
 
 It is trusted: it holds a copy of the user's names and runs the user's own code, as the kernel does, and talks to the hub as a kernel does.
 Its standard output and error are the run's log. It ends when its standard input closes, for then the hub is gone.
@@ -17,10 +17,11 @@ import types
 from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
-from ..core.errors import BudgetExhausted, DepinError, NoHub
-from ..hub.folders import Outcome, RunFolder
+from ...core.errors import BudgetExhausted, DepinError, NoHub
+from ...hub.detached_folder import DetachedFolder, Outcome
 
 LAST_S = 60.0  # after the hub is gone: what a process gets to write what it has
 
@@ -32,7 +33,7 @@ class Ended(KeyboardInterrupt):
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 when the cell ran to its end, 1 otherwise; the outcome is in the run's folder either way."""
     (run_id,) = sys.argv[1:] if argv is None else argv
-    folder = RunFolder(run_id)
+    folder = DetachedFolder(run_id)
     lock = folder.lock
     lock.acquire(wait=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -80,15 +81,15 @@ def _outcome(error: BaseException | None, *, digest: str = "", stopped: bool = F
 def _trace(error: BaseException) -> str:
     """The traceback without our own frames."""
     shown = traceback.TracebackException.from_exception(error)
-    here = os.path.dirname(os.path.dirname(__file__))
-    shown.stack = traceback.StackSummary.from_list([f for f in shown.stack if not f.filename.startswith(here)])
+    package = str(Path(__file__).parents[2])
+    shown.stack = traceback.StackSummary.from_list([f for f in shown.stack if not f.filename.startswith(package)])
     return "".join(shown.format()).rstrip()
 
 
 class _Detached:
     """One run from the captured names to the written results."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: DetachedFolder) -> None:
         self.folder = folder
 
     def run(self) -> Outcome:
@@ -103,9 +104,9 @@ class _Detached:
 
     def _cell(self, found: dict[str, Any], more: dict[str, Any]) -> Outcome:
         """Runs the cell in its names, then writes whatever came of it; an interrupt meanwhile doesn't stop the writing."""
-        from ..core.state import State
-        from ..loop.ship.objects import write_rng
-        from ..loop.whole.anchors import Anchors
+        from ...core.state import State
+        from ...loop.ship.objects import write_rng
+        from ...loop.whole.anchors import Anchors
         from .results import Before, write
 
         env = _namespace(found)
@@ -126,8 +127,8 @@ class _Detached:
         return _outcome(error, digest=sha256(data).hexdigest(), stopped=stopped)
 
     def _train(self, env: dict[str, Any], more: dict[str, Any], options: Any) -> None:
-        from ..hub.launch import find_hub
-        from .session import Session
+        from ...hub.launch import find_hub
+        from ..session import Session
 
         info = find_hub()
         if info is None:
@@ -153,7 +154,7 @@ def _surroundings(more: dict[str, Any]) -> None:
     """This process as the kernel was: folder, path, environment, numeric settings, and the sources of its cells."""
     import torch
 
-    from .captured import remember_sources
+    from .capture import remember_sources
 
     home = os.environ.get("DEPIN_HOME")
     os.environ.update(more["environ"])
@@ -200,6 +201,6 @@ def _patch(optimizer: Any) -> None:
 
 
 if __name__ == "__main__":
-    from depin_nb.session import process
+    from depin_nb.session.detached import process
 
     sys.exit(process.main())

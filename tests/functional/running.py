@@ -11,7 +11,7 @@ from depin_nb.core import config
 from depin_nb.hub.journal import Journal
 from depin_nb.session import TrainOptions
 
-PATIENCE_S = 60.0  # two cores that others use too; nothing here waits that long unless something is broken
+PATIENCE_S = 200.0  # two cores that others use too; nothing here waits that long unless something is broken
 STEP_S = 0.05
 
 

@@ -24,7 +24,7 @@ from depin_nb.hub.cluster import HubCluster
 from depin_nb.hub.info import FileLock, hub_pid
 from depin_nb.hub.launch import find_hub, start_hub, stop_hub
 
-PATIENCE_S = 60.0  # two cores that others use too; nothing here waits that long unless something is broken
+PATIENCE_S = 200.0  # two cores that others use too; nothing here waits that long unless something is broken
 
 
 def fetch(info, path, *, method="GET", body=None, token=None):

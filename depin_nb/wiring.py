@@ -9,6 +9,7 @@ from .core.amount import Amount, parse
 from .core.errors import NoHub, NoSuchRun, UsageError
 
 if TYPE_CHECKING:
+    from .hub.checking import CheckReport
     from .ledger.verify import VerifyReport
     from .session import Run, Session
     from .session.detached import DetachedRun
@@ -90,6 +91,18 @@ def runs() -> list[dict[str, Any]]:
     journal = Journal(config.journal_file(), writing=False)
     try:
         return [asdict(orphaned(row)) for row in journal.runs()]
+    finally:
+        journal.close()
+
+
+def check(run_id: str) -> CheckReport:
+    """Proves from the journal and the ledger that the run is what it says; also when no hub runs. Raises NoSuchRun."""
+    from .hub.checking import check
+    from .hub.journal import Journal
+
+    journal = Journal(config.journal_file(), writing=False)
+    try:
+        return check(journal.rows(run_id))
     finally:
         journal.close()
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..core.amount import Amount
+from ..core.amount import DPN, Amount
 from ..core.status import Status
 
 
@@ -112,6 +112,29 @@ def run(row: Mapping[str, Any]) -> str:
     ]
     lines += [("notice", text) for text in summary.get("notices", ())]
     return "\n".join(f"{name:<11} {text}" for name, text in lines)
+
+
+def checked(report: Mapping[str, Any]) -> str:
+    """A check of a run: a line for each pass of the loop, then the offending rows, or that there are none."""
+    rows = []
+    for r in report["passes"]:
+        merged = f"{r['merged']:,}" + (f"/{r['total']:,}" if r["total"] is not None else "")
+        counts = [f"{r[name]:,}" for name in ("open", "leases", "merges")]
+        rows.append([str(r["number"]), ", ".join(r["runs"]), merged, *counts, r["closed"] or "-"])
+    heads = ["pass", "runs", "iterations merged", "open", "leases", "merges", "closed"]
+    lines = [columns(rows, heads, right=[2, 3, 4, 5]) if rows else "no loop entries", ""]
+    lines += [f"PROBLEM  {problem['where']}: {problem['what']}" for problem in report["problems"]]
+    if count := len(report["problems"]):
+        lines.append(f"{count} PROBLEM{'S' if count > 1 else ''}")
+    else:
+        sums = f"{report['receipts']:,} receipts, {dpn(report['units_dpn'])} metered"
+        lines.append(f"proven: each iteration counts once, and the books add up ({sums})")
+    return "\n".join(lines)
+
+
+def dpn(units: int) -> str:
+    """DPN base units for people."""
+    return Amount(units, DPN).text()
 
 
 def verified(report: Mapping[str, Any], dpn: Any) -> str:

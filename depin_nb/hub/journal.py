@@ -20,6 +20,7 @@ from depin_nb.ledger import store
 from depin_nb.training.lifecycle import TABLE, LeaseState, Trigger
 
 from . import resumable
+from .rows import RunRows, rows_of
 
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_S = 10.0
@@ -278,6 +279,14 @@ class Journal:
         told = [json.loads(r[0]) for part in parts for r in self._rows("SELECT losses FROM merges WHERE run_id=?", part)]
         losses = tuple(sorted((float(i), float(v)) for points in told for i, v in points))
         return replace(_run(rows[0], losses, merges), resumable=able, continues=parts[-2] if len(parts) > 1 else None)
+
+    def rows(self, run_id: str) -> list[RunRows]:
+        """All rows of the run and of those that it continues, oldest first. Raises NoSuchRun."""
+        with self._lock, self._errors():
+            found = [rows_of(self.connection, part) for part in resumable.chain(self.connection, run_id)]
+        if not found[-1]["runs"] and not found[-1].broken:
+            raise NoSuchRun(f"there is no run {run_id!r} in the journal", run_id=run_id)
+        return found
 
     def newest_state(self, run_id: str) -> Path:
         """The file of the run's newest committed version (codec `State`); where it has none, that of the run which it continues.

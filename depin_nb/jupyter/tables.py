@@ -20,6 +20,7 @@ from .text import WIDTH, table, wrapped
 from .view import plain_name
 
 if TYPE_CHECKING:
+    from depin_nb.hub.checking import CheckReport
     from depin_nb.ledger.verify import VerifyReport
     from depin_nb.session import Plan, Run
 
@@ -136,6 +137,28 @@ def detached(run: Run) -> Shown:
     ]
     note = "This kernel may end. In a script: depin_nb.attach(...).wait().bind()."
     return card(f"{run.run_id} {run.status.name} goes on beside the hub", rows, ["", ""], note=note, left=2)
+
+
+def checked(report: CheckReport) -> Shown:
+    """What a check of a run against its own journal found."""
+    rows = [
+        [
+            Cell(str(row.number)),
+            Cell(", ".join(row.runs)),
+            Cell(row.closed or "-"),
+            Cell(count(row.merged) + (f"/{count(row.total)}" if row.total is not None else "")),
+            Cell(count(row.open)),
+            Cell(count(row.leases)),
+            Cell(count(row.merges)),
+        ]
+        for row in report.passes
+    ]
+    sums = f"{count(report.receipts)} receipts, {Amount(report.units_dpn, DPN).text()} metered."
+    verdict = f"Proven: each iteration counts once, the books add up. {sums}"
+    if report.problems:
+        verdict = " ".join([f"{len(report.problems)} PROBLEMS:", *(f"{p.where}: {p.what}." for p in report.problems[:20])])
+    heads = ["Pass", "Runs", "Closed", "Iterations merged", "Open", "Leases", "Merges"]
+    return card(f"Check of {report.run_id}", rows, heads, note=verdict, left=3)
 
 
 def payouts(report: VerifyReport) -> Shown:

@@ -10,6 +10,7 @@ from .core.errors import NoHub, NoSuchRun, UsageError
 
 if TYPE_CHECKING:
     from .hub.checking import CheckReport
+    from .hub.checkpoint_files import Checkpoint
     from .ledger.verify import VerifyReport
     from .session import Run, Session
     from .session.detached import DetachedRun
@@ -105,6 +106,11 @@ def check(run_id: str) -> CheckReport:
         return check(journal.rows(run_id))
     finally:
         journal.close()
+
+
+def checkpoints(run_id: str) -> list[Checkpoint]:
+    """A run's checkpoints on disk, by version. Raises NoSuchRun."""
+    return attach(run_id).checkpoints()
 
 
 def attach(run_id: str) -> Run:

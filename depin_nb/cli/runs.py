@@ -19,4 +19,14 @@ def check(arguments: argparse.Namespace) -> int:
     return int(not report.ok)
 
 
-RUNS: dict[str, Callable[[argparse.Namespace], int]] = {"check": check}
+def checkpoints(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from .. import wiring
+
+    found = wiring.checkpoints(arguments.run)
+    show(arguments, [{**asdict(c), "path": str(c.path)} for c in found], lambda: tables.checkpoints(found))
+    return 0
+
+
+RUNS: dict[str, Callable[[argparse.Namespace], int]] = {"check": check, "checkpoints": checkpoints}

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..core.amount import DPN, Amount
 from ..core.status import Status
+from ..hub.checkpoint_files import Checkpoint, best
 
 
 def columns(rows: Sequence[Sequence[str]], heads: Sequence[str], *, right: Sequence[int] = ()) -> str:
@@ -130,6 +131,17 @@ def checked(report: Mapping[str, Any]) -> str:
         sums = f"{report['receipts']:,} receipts, {dpn(report['units_dpn'])} metered"
         lines.append(f"proven: each iteration counts once, and the books add up ({sums})")
     return "\n".join(lines)
+
+
+def checkpoints(found: Sequence[Checkpoint]) -> str:
+    """A run's checkpoints, the best by loss marked."""
+    chosen = best(found)
+    rows = []
+    for c in found:
+        loss = "-" if c.loss is None else f"{c.loss:.4g}{' (best)' if c is chosen else ''}"
+        rows.append([str(c.version), str(c.told.entry), f"{c.told.iteration:,}", loss, when(c.told.at), str(c.path)])
+    heads = ["version", "entry", "iteration", "loss", "written", "folder"]
+    return columns(rows, heads, right=[0, 1, 2]) if rows else "no checkpoints: one is written each minute, and at a run's end"
 
 
 def dpn(units: int) -> str:

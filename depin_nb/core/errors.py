@@ -135,6 +135,12 @@ class JournalError(HubError):
     """The journal can't be read or written. Fields: path."""
 
 
+class CheckpointError(HubError):
+    """A checkpoint isn't whole, or isn't one. Fields: path."""
+
+    default_hint = "`depin runs checkpoints RUN` lists those that can be read."
+
+
 class WorkerError(HubError):
     """A worker could not be started or stopped. Fields: worker."""
 

@@ -152,6 +152,7 @@ class Commits:
             keep = {version - i for i in range(KEPT_VERSIONS)} | {r.base_version for r in entry.rounds} | {entry.base_version}
             await loop.run_in_executor(hub.executor, hub.states.prune, run.run_id, keep | run.ends)
             await hub.resuming.keep(run, merged.logs.nbytes if merged.logs is not None else 0)
+            hub.checkpoints.merged(run)
 
     def _merge(
         self, run_id: str, version: int, base: State, contributions: list[Contribution], config: StrategyConfig, outer: OuterState

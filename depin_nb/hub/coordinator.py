@@ -21,6 +21,8 @@ from depin_nb.ports import Clock
 
 from . import resumable
 from .blobs import BlobStore
+from .checkpoint_files import CheckpointFiles
+from .checkpoints import Checkpoints
 from .committing import Commits
 from .entry import Entry
 from .journal import Journal
@@ -92,6 +94,7 @@ class Coordinator:
         self.leasing = Leasing(self)
         self.commits = Commits(self)
         self.resuming = Resuming(self)
+        self.checkpoints = Checkpoints(self, CheckpointFiles(home / "runs"))
         self.kernel = KernelOps(self)
         self.workers = WorkerOps(self)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -216,6 +219,7 @@ class Coordinator:
         await self.resuming.keep(run, self.states.size(run.run_id, run.version))
         if entry.spec.total is not None:
             run.total = run.done_before + entry.spec.total - entry.spec.first
+        self.checkpoints.merged(run, entry_end=True)
         if run.entry is entry:
             run.entry = None
 
@@ -241,6 +245,7 @@ class Coordinator:
                 return
             run.state = "stopping"
             await self.close_entry(run, "done" if outcome == "finished" else "interrupt")
+            await self.checkpoints.ended(run)
             run.state, run.message, run.ended_s = outcome if outcome in ENDED else "failed", message, self.clock.monotonic()
             run.say("ended", self.clock.now(), outcome=run.state, message=message)
 

@@ -288,6 +288,11 @@ class Journal:
             raise NoSuchRun(f"there is no run {run_id!r} in the journal", run_id=run_id)
         return found
 
+    def points(self, run_id: str, after: int, until: int) -> list[float]:
+        """The losses of the merges after version `after` up to `until`."""
+        rows = self._rows("SELECT losses FROM merges WHERE run_id=? AND version>? AND version<=?", run_id, after, until)
+        return [float(value) for (points,) in rows for _, value in json.loads(points)]
+
     def newest_state(self, run_id: str) -> Path:
         """The file of the run's newest committed version (codec `State`); where it has none, that of the run which it continues.
 

@@ -13,7 +13,7 @@ BACKENDS = ("local", "depin")
 STRATEGIES = ("auto", "sync", "local")
 DATA = ("auto", "whole", "samples", "worker")
 RUN = "RUN"
-RUN_ACTIONS = ("check",)
+RUN_ACTIONS = ("check", "checkpoints")
 BRIEF = 40  # characters of a usage in the list of commands
 
 
@@ -112,7 +112,11 @@ COMMANDS = (
         "runs",
         "list the runs of the journal, or do something with one",
         (
-            Argument("action", "check: prove that each iteration counts once and the money adds up", choices=RUN_ACTIONS),
+            Argument(
+                "action",
+                "check: prove that each iteration counts once and the money adds up; checkpoints: list them",
+                choices=RUN_ACTIONS,
+            ),
             Argument("run", "a run's id; without it, the newest", RUN),
         ),
     ),

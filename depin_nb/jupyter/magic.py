@@ -119,12 +119,16 @@ class DepinMagics(Magics):
     def _runs(self, args: Namespace) -> None:
         from depin_nb import wiring
 
-        from .tables import checked, runs
+        from .tables import checked, checkpoints, runs
 
         if args.action is None:
             _display(runs(wiring.runs()))
             return
-        report = wiring.check(args.run or _newest(wiring.runs()))
+        run_id = args.run or _newest(wiring.runs())
+        if args.action == "checkpoints":
+            _display(checkpoints(run_id, wiring.checkpoints(run_id)))
+            return
+        report = wiring.check(run_id)
         _display(checked(report))
         if not report.ok:
             found = [f"{p.where}: {p.what}" for p in report.problems]

@@ -21,6 +21,7 @@ from .view import plain_name
 
 if TYPE_CHECKING:
     from depin_nb.hub.checking import CheckReport
+    from depin_nb.hub.checkpoint_files import Checkpoint
     from depin_nb.ledger.verify import VerifyReport
     from depin_nb.session import Plan, Run
 
@@ -159,6 +160,23 @@ def checked(report: CheckReport) -> Shown:
         verdict = " ".join([f"{len(report.problems)} PROBLEMS:", *(f"{p.where}: {p.what}." for p in report.problems[:20])])
     heads = ["Pass", "Runs", "Closed", "Iterations merged", "Open", "Leases", "Merges"]
     return card(f"Check of {report.run_id}", rows, heads, note=verdict, left=3)
+
+
+def checkpoints(run_id: str, found: Sequence[Checkpoint]) -> Shown:
+    """A run's checkpoints."""
+    rows = [
+        [
+            Cell(str(c.version)),
+            Cell(str(c.path)),
+            Cell(str(c.told.entry)),
+            Cell(count(c.told.iteration)),
+            Cell("-" if c.loss is None else f"{c.loss:.4g}"),
+            Cell(datetime.fromtimestamp(c.told.at).strftime("%Y-%m-%d %H:%M")),
+        ]
+        for c in found
+    ]
+    note = f'`depin_nb.attach("{run_id}").checkpoint(best=True)` is the one of the lowest loss.' if rows else "No checkpoints yet."
+    return card(f"Checkpoints of {run_id}", rows, ["Version", "Folder", "Entry", "Iteration", "Loss", "Written"], note=note, left=2)
 
 
 def payouts(report: VerifyReport) -> Shown:

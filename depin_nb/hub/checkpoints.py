@@ -71,6 +71,9 @@ class Checkpoints:
             await known.task
         if run.merges and run.version > known.version:
             await self._begin(run, known)
+        self.forget(run)
+
+    def forget(self, run: Run) -> None:
         self._runs.pop(run.run_id, None)
 
     def _begin(self, run: Run, known: Written) -> asyncio.Task[None]:

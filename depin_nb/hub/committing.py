@@ -24,6 +24,7 @@ from .journal import LeaseRow, MergeRow
 from .leasing import spans_of
 from .replays import Written
 from .run import Run
+from .trouble import explained
 
 if TYPE_CHECKING:
     from .coordinator import Coordinator
@@ -101,6 +102,7 @@ class Commits:
                 await self._commit(run, entry, rnd)
         except Exception as error:
             log.exception("a merge of %s failed", run.run_id)
+            error = await self._hub.in_executor(explained, error, self._hub.home, run.run_id)
             entry.halt, entry.error = "failed", error_of(error)
             self._forget(run, rnd)
             run.say("failed", self._hub.clock.now(), f"A merge failed: {error}")

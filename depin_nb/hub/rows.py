@@ -39,11 +39,10 @@ def columns(table: str) -> list[str]:
 
 
 def wrong_type(table: str, row: Mapping[str, Any]) -> str:
-    """The first column whose value isn't of its type; "" when all are."""
+    """The first of the row's columns whose value isn't of its type; "" when all are."""
     for part in TABLES[table].split():
         name, kind = part.split(":")
-        value = row.get(name)
-        if value is None and kind.endswith("?"):
+        if name not in row or ((value := row[name]) is None and kind.endswith("?")):
             continue
         if type(value) not in _KINDS[kind.rstrip("?")]:
             return name

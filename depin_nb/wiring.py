@@ -9,6 +9,8 @@ from .core.amount import Amount, parse
 from .core.errors import NoHub, NoSuchRun, UsageError
 
 if TYPE_CHECKING:
+    from .hub.checking import CheckReport
+    from .hub.checkpoint_files import Checkpoint
     from .ledger.verify import VerifyReport
     from .session import Run, Session
     from .session.detached import DetachedRun
@@ -92,6 +94,23 @@ def runs() -> list[dict[str, Any]]:
         return [asdict(orphaned(row)) for row in journal.runs()]
     finally:
         journal.close()
+
+
+def check(run_id: str) -> CheckReport:
+    """Proves from the journal and the ledger that the run is what it says; also when no hub runs. Raises NoSuchRun."""
+    from .hub.checking import check
+    from .hub.journal import Journal
+
+    journal = Journal(config.journal_file(), writing=False)
+    try:
+        return check(journal.rows(run_id))
+    finally:
+        journal.close()
+
+
+def checkpoints(run_id: str) -> list[Checkpoint]:
+    """A run's checkpoints on disk, by version. Raises NoSuchRun."""
+    return attach(run_id).checkpoints()
 
 
 def attach(run_id: str) -> Run:

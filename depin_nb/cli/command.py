@@ -10,11 +10,12 @@ from dataclasses import asdict
 from typing import Any
 
 from ..core import config
-from ..core.amount import DPN, Amount
 from ..core.errors import DepinError
 from . import tables
 from .parser import parser
 from .remote import snapshot
+from .runs import RUNS
+from .showing import show
 
 NOT_VERIFIED = 4
 
@@ -38,10 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _show(arguments: argparse.Namespace, data: Any, text: Callable[[], str]) -> None:
-    print(json.dumps(data, indent=1, default=str) if arguments.json else text())
-
-
 def _overview(data: dict[str, Any]) -> str:
     hub = data["hub"]
     lines = [f"hub {hub['id']}  process {hub['pid']}  {hub['home']}", f"dashboard {hub['dashboard']}", "", tables.workers(data)]
@@ -58,7 +55,7 @@ def up(arguments: argparse.Namespace) -> int:
         data = snapshot()
     finally:
         session.close()
-    _show(arguments, data, lambda: _overview(data))
+    show(arguments, data, lambda: _overview(data))
     return 0
 
 
@@ -71,7 +68,7 @@ def scale(arguments: argparse.Namespace) -> int:
         data = snapshot()
     finally:
         session.close()
-    _show(arguments, data, lambda: _overview(data))
+    show(arguments, data, lambda: _overview(data))
     return 0
 
 
@@ -89,15 +86,17 @@ def down(_: argparse.Namespace) -> int:
 
 def status(arguments: argparse.Namespace) -> int:
     data = snapshot()
-    _show(arguments, data, lambda: _overview(data))
+    show(arguments, data, lambda: _overview(data))
     return 0
 
 
 def runs(arguments: argparse.Namespace) -> int:
     from .. import wiring
 
+    if arguments.action is not None:
+        return RUNS[arguments.action](arguments)
     rows = wiring.runs()
-    _show(arguments, rows, lambda: tables.journal(rows))
+    show(arguments, rows, lambda: tables.journal(rows))
     return 0
 
 
@@ -109,7 +108,7 @@ def run_info(arguments: argparse.Namespace) -> int:
         row = asdict(journal.run(arguments.run))
     finally:
         journal.close()
-    _show(arguments, row, lambda: tables.run(row))
+    show(arguments, row, lambda: tables.run(row))
     return 0
 
 
@@ -147,12 +146,12 @@ def stop(arguments: argparse.Namespace) -> int:
         status = session.control(arguments.run, "stop")
     finally:
         session.close()
-    _show(arguments, status.to_dict(), lambda: tables.progress(status))
+    show(arguments, status.to_dict(), lambda: tables.progress(status))
     return 0
 
 
 def ledger(arguments: argparse.Namespace) -> int:
-    return {"verify": verify, "show": show}[arguments.ledger](arguments)
+    return {"verify": verify, "show": receipts_of}[arguments.ledger](arguments)
 
 
 def verify(arguments: argparse.Namespace) -> int:
@@ -160,11 +159,11 @@ def verify(arguments: argparse.Namespace) -> int:
 
     report = wiring.verify(arguments.run)
     data = report.to_dict()
-    _show(arguments, data, lambda: tables.verified(data, _dpn))
+    show(arguments, data, lambda: tables.verified(data, tables.dpn))
     return 0 if report.ok else NOT_VERIFIED
 
 
-def show(arguments: argparse.Namespace) -> int:
+def receipts_of(arguments: argparse.Namespace) -> int:
     from ..core.errors import NoSuchRun
     from ..ledger import store
 
@@ -178,12 +177,14 @@ def show(arguments: argparse.Namespace) -> int:
         conn.close()
 
     def text() -> str:
-        lines = [[r["lease_id"], r["worker_id"], f"{r['first']}+{r['count']}", f"{r['flops']:,}", _dpn(r["units_dpn"])] for r in receipts]
-        total = _dpn(sum(r["units_dpn"] for r in receipts))
+        lines = [
+            [r["lease_id"], r["worker_id"], f"{r['first']}+{r['count']}", f"{r['flops']:,}", tables.dpn(r["units_dpn"])] for r in receipts
+        ]
+        total = tables.dpn(sum(r["units_dpn"] for r in receipts))
         table = tables.columns(lines, ["lease", "worker", "iterations", "FLOPs", "earned"], right=[2, 3, 4])
         return f"{table}\n\n{len(receipts)} receipts, {total}; the run is {row.state}"
 
-    _show(arguments, {"run": {**asdict(row), "root": row.root.hex() if row.root else None}, "receipts": receipts}, text)
+    show(arguments, {"run": {**asdict(row), "root": row.root.hex() if row.root else None}, "receipts": receipts}, text)
     return 0
 
 
@@ -198,10 +199,6 @@ def doctor(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([asdict(check) for check in found], indent=1))
     return int(any(check.ok is False for check in found))
-
-
-def _dpn(units: int) -> str:
-    return Amount(units, DPN).text()
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {

@@ -72,7 +72,12 @@ def parser() -> Parser:
     scale = add("scale", "have N workers of one kind; those of other kinds stay")
     scale.add_argument("count", type=_count, metavar="N")
     scale.add_argument("--backend", choices=BACKENDS, default="local", help="which kind (default: local)")
-    add("runs", "list the runs of the journal, newest first")
+    runs = add("runs", "list the runs of the journal, newest first").add_subparsers(dest="action", metavar="ACTION")
+    for name, text in (
+        ("check", "prove from the journal and the ledger that each iteration counts once and the money adds up"),
+        ("checkpoints", "list the checkpoints of a run, which load in plain PyTorch"),
+    ):
+        add(name, text, within=runs).add_argument("run", metavar="RUN")
     for name, text in (
         ("attach", "show a run until it ends; Ctrl-C leaves it running"),
         ("logs", "show what a detached run has printed so far"),

@@ -6,8 +6,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..core.amount import Amount
+from ..core.amount import DPN, Amount
 from ..core.status import Status
+from ..hub.checkpoint_files import Checkpoint, best
 
 
 def columns(rows: Sequence[Sequence[str]], heads: Sequence[str], *, right: Sequence[int] = ()) -> str:
@@ -112,6 +113,40 @@ def run(row: Mapping[str, Any]) -> str:
     ]
     lines += [("notice", text) for text in summary.get("notices", ())]
     return "\n".join(f"{name:<11} {text}" for name, text in lines)
+
+
+def checked(report: Mapping[str, Any]) -> str:
+    """A check of a run: a line for each pass of the loop, then the offending rows, or that there are none."""
+    rows = []
+    for r in report["passes"]:
+        merged = f"{r['merged']:,}" + (f"/{r['total']:,}" if r["total"] is not None else "")
+        counts = [f"{r[name]:,}" for name in ("open", "leases", "merges")]
+        rows.append([str(r["number"]), ", ".join(r["runs"]), merged, *counts, r["closed"] or "-"])
+    heads = ["pass", "runs", "iterations merged", "open", "leases", "merges", "closed"]
+    lines = [columns(rows, heads, right=[2, 3, 4, 5]) if rows else "no loop entries", ""]
+    lines += [f"PROBLEM  {problem['where']}: {problem['what']}" for problem in report["problems"]]
+    if count := len(report["problems"]):
+        lines.append(f"{count} PROBLEM{'S' if count > 1 else ''}")
+    else:
+        sums = f"{report['receipts']:,} receipts, {dpn(report['units_dpn'])} metered"
+        lines.append(f"proven: each iteration counts once, and the books add up ({sums})")
+    return "\n".join(lines)
+
+
+def checkpoints(found: Sequence[Checkpoint]) -> str:
+    """A run's checkpoints, the best by loss marked."""
+    chosen = best(found)
+    rows = []
+    for c in found:
+        loss = "-" if c.loss is None else f"{c.loss:.4g}{' (best)' if c is chosen else ''}"
+        rows.append([str(c.version), str(c.told.entry), f"{c.told.iteration:,}", loss, when(c.told.at), str(c.path)])
+    heads = ["version", "entry", "iteration", "loss", "written", "folder"]
+    return columns(rows, heads, right=[0, 1, 2]) if rows else "no checkpoints: one is written each minute, and at a run's end"
+
+
+def dpn(units: int) -> str:
+    """DPN base units for people."""
+    return Amount(units, DPN).text()
 
 
 def verified(report: Mapping[str, Any], dpn: Any) -> str:

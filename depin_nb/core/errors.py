@@ -135,6 +135,22 @@ class JournalError(HubError):
     """The journal can't be read or written. Fields: path."""
 
 
+class JournalDamaged(JournalError):
+    """The journal's file isn't what was written to it. Fields: path."""
+
+
+class DiskFull(HubError):
+    """Nothing more fits onto the disk of the state folder. What was merged is on it, whole. Fields: path."""
+
+    default_hint = "Free some space on the disk that holds DEPIN_HOME, then try again."
+
+
+class CheckpointError(HubError):
+    """A checkpoint isn't whole, or isn't one. Fields: path."""
+
+    default_hint = "`depin runs checkpoints RUN` lists those that can be read."
+
+
 class WorkerError(HubError):
     """A worker could not be started or stopped. Fields: worker."""
 

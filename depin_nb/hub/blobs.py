@@ -10,19 +10,26 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from depin_nb.core.errors import HubError
+from depin_nb.core.storage import disk_full, is_full
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 KEEP_UNUSED_S = 7 * 86400.0
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """`path` holds all of `data` or what it held before, also when the machine stops in between."""
+    """`path` holds all of `data` or what it held before, also when the machine stops in between. Raises DiskFull, or OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if is_full(error, path):
+            raise disk_full(path) from error
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -24,6 +24,7 @@ from .journal import LeaseRow, MergeRow
 from .leasing import spans_of
 from .replays import Written
 from .run import Run
+from .trouble import explained
 
 if TYPE_CHECKING:
     from .coordinator import Coordinator
@@ -101,6 +102,7 @@ class Commits:
                 await self._commit(run, entry, rnd)
         except Exception as error:
             log.exception("a merge of %s failed", run.run_id)
+            error = await self._hub.in_executor(explained, error, self._hub.home, run.run_id)
             entry.halt, entry.error = "failed", error_of(error)
             self._forget(run, rnd)
             run.say("failed", self._hub.clock.now(), f"A merge failed: {error}")
@@ -152,6 +154,7 @@ class Commits:
             keep = {version - i for i in range(KEPT_VERSIONS)} | {r.base_version for r in entry.rounds} | {entry.base_version}
             await loop.run_in_executor(hub.executor, hub.states.prune, run.run_id, keep | run.ends)
             await hub.resuming.keep(run, merged.logs.nbytes if merged.logs is not None else 0)
+            hub.checkpoints.merged(run)
 
     def _merge(
         self, run_id: str, version: int, base: State, contributions: list[Contribution], config: StrategyConfig, outer: OuterState

@@ -21,6 +21,8 @@ from depin_nb.ports import Clock
 
 from . import resumable
 from .blobs import BlobStore
+from .checkpoint_files import CheckpointFiles
+from .checkpoints import Checkpoints
 from .committing import Commits
 from .entry import Entry
 from .journal import Journal
@@ -32,6 +34,7 @@ from .resuming import Resuming
 from .run import Run
 from .snapshot import device_of, status_of
 from .states import StateFiles
+from .trouble import explained
 from .wake import Signal
 from .worker_ops import WorkerOps
 
@@ -92,6 +95,7 @@ class Coordinator:
         self.leasing = Leasing(self)
         self.commits = Commits(self)
         self.resuming = Resuming(self)
+        self.checkpoints = Checkpoints(self, CheckpointFiles(home / "runs"))
         self.kernel = KernelOps(self)
         self.workers = WorkerOps(self)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -216,6 +220,7 @@ class Coordinator:
         await self.resuming.keep(run, self.states.size(run.run_id, run.version))
         if entry.spec.total is not None:
             run.total = run.done_before + entry.spec.total - entry.spec.first
+        self.checkpoints.merged(run, entry_end=True)
         if run.entry is entry:
             run.entry = None
 
@@ -229,7 +234,12 @@ class Coordinator:
                 self.journal.add_events(events)
                 also()
 
-        await self.in_books(write)
+        try:
+            await self.in_books(write)
+        except BaseException:
+            run.backlog.extendleft(reversed(rows))
+            run.events.extendleft(reversed(events))
+            raise
 
     async def finish(self, run: Run, outcome: str, message: str, *, cut: bool = False) -> None:
         """Ends a run: its entry closes, the ledger settles. A settlement that fails is said, kept, and tried again at the next start.
@@ -240,30 +250,10 @@ class Coordinator:
             if run.ended:
                 return
             run.state = "stopping"
-            await self.close_entry(run, "done" if outcome == "finished" else "interrupt")
-            run.state, run.message, run.ended_s = outcome if outcome in ENDED else "failed", message, self.clock.monotonic()
-            run.say("ended", self.clock.now(), outcome=run.state, message=message)
-
-            def end() -> None:
-                self.journal.end_run(run.run_id, state=run.state, message=message, at=self.clock.now())
-                if cut:
-                    resumable.set_cut(self.journal.connection, run.run_id)
-
-            await self.flush(run, end)
             try:
-                result = await self.in_books(self._settle, run.run_id)
-            except MoneyError as error:
-                run.say("settlement-failed", self.clock.now(), f"Not settled yet, tried again when the hub starts: {error.message}")
-            else:
-                run.settled = True
-                run.signatures = tuple(result.signatures) if result is not None else ()
-                for tally in run.tallies.values():
-                    tally.paid = tally.earned if result is not None and tally.wallet in result.paid else 0
-            summary = self.status(run).to_dict()
-            await self.flush(run, lambda: self.journal.set_summary(run.run_id, summary))
-            await self.in_executor(self.states.prune, run.run_id, {run.version} | run.ends)
-            self.runs.pop(run.run_id, None)
-            await self.in_books(self.resuming.retire, run)
+                await self._end(run, outcome, message, cut)
+            except (DepinError, sqlite3.Error, OSError) as error:
+                await self._end_in_memory(run, error)
             self.last_rejection.pop(run.run_id, None)
             for member in self.members.values():
                 member.forget(run.run_id)
@@ -272,6 +262,45 @@ class Coordinator:
             while len(self.ended) > ENDED_KEPT:
                 del self.ended[next(iter(self.ended))]
             self.changed.notify()
+
+    async def _end(self, run: Run, outcome: str, message: str, cut: bool) -> None:
+        await self.close_entry(run, "done" if outcome == "finished" else "interrupt")
+        await self.checkpoints.ended(run)
+        run.state, run.message, run.ended_s = outcome if outcome in ENDED else "failed", message, self.clock.monotonic()
+        run.say("ended", self.clock.now(), outcome=run.state, message=message)
+
+        def end() -> None:
+            self.journal.end_run(run.run_id, state=run.state, message=message, at=self.clock.now())
+            if cut:
+                resumable.set_cut(self.journal.connection, run.run_id)
+
+        await self.flush(run, end)
+        try:
+            result = await self.in_books(self._settle, run.run_id)
+        except MoneyError as error:
+            run.say("settlement-failed", self.clock.now(), f"Not settled yet, tried again when the hub starts: {error.message}")
+        else:
+            run.settled = True
+            run.signatures = tuple(result.signatures) if result is not None else ()
+            for tally in run.tallies.values():
+                tally.paid = tally.earned if result is not None and tally.wallet in result.paid else 0
+        summary = self.status(run).to_dict()
+        await self.flush(run, lambda: self.journal.set_summary(run.run_id, summary))
+        await self.in_executor(self.states.prune, run.run_id, {run.version} | run.ends)
+        self.runs.pop(run.run_id, None)
+        await self.in_books(self.resuming.retire, run)
+
+    async def _end_in_memory(self, run: Run, error: Exception) -> None:
+        """What the journal can't be told now it learns at the hub's next start: there, this run was interrupted."""
+        log.error("the end of %s could not be written: %s", run.run_id, error)
+        told = await self.in_executor(explained, error, self.home, run.run_id)
+        if not run.ended:
+            run.state, run.ended_s = "interrupted", self.clock.monotonic()
+        run.message = f"its end could not be written: {told}"
+        run.say("not-written", self.clock.now(), run.message)
+        run.entry = None
+        self.checkpoints.forget(run)
+        self.runs.pop(run.run_id, None)
 
     # --- what is shown --------------------------------------------------------------------------------
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from depin_nb.core.errors import JournalError, NoSuchRun
 from depin_nb.core.events import Event
@@ -20,9 +21,13 @@ from depin_nb.ledger import store
 from depin_nb.training.lifecycle import TABLE, LeaseState, Trigger
 
 from . import resumable
+from .rows import RunRows, rows_of, wrong_type
+from .trouble import of_journal
 
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_S = 10.0
+P = ParamSpec("P")
+T = TypeVar("T")
 CHECK_BELOW_BYTES = 64 << 20  # a whole-file check of a larger journal would hold up the hub's start
 
 _SCHEMA = """
@@ -111,6 +116,17 @@ class RunRow:
     resumable: bool = False
 
 
+def _read(method: Callable[Concatenate[Journal, P], T]) -> Callable[Concatenate[Journal, P], T]:
+    """Within `reading()`."""
+
+    @wraps(method)
+    def reading(self: Journal, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self.reading():
+            return method(self, *args, **kwargs)
+
+    return reading
+
+
 class Journal:
     """Opens (and makes) the journal at `path`. Raises JournalError when the file can't be used. `writing=False`: only reads."""
 
@@ -156,23 +172,22 @@ class Journal:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            raise JournalError(
-                f"the journal {self.path} can't be used: {error}",
-                path=str(self.path),
-                hint="Check the disk and the file's permissions; a damaged journal can be moved away, then a new one is made.",
-            ) from error
+            raise of_journal(error, self.path) from error
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for a block that only reads. Whatever the rows hold that was never written raises JournalDamaged."""
+        with self._lock, self._errors():
+            try:
+                yield self.connection
+            except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+                raise of_journal(error, self.path) from error
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All of the block is written, or nothing. Nothing else writes meanwhile. Raises JournalError when SQLite refuses."""
-        with self._lock, self._errors():
-            self.connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self.connection
-            except BaseException:
-                self.connection.execute("ROLLBACK")
-                raise
-            self.connection.execute("COMMIT")
+        """All of the block is written, or nothing. Nothing else writes meanwhile. Raises JournalError or DiskFull when SQLite refuses."""
+        with self._lock, self._errors(), store.transaction(self.connection):
+            yield self.connection
 
     def close(self) -> None:
         with self._lock:
@@ -252,13 +267,14 @@ class Journal:
         "SELECT run_id, name, place, strategy, backend, budget, state, message, started_at, ended_at, version, settled, summary FROM runs "
     )
 
+    @_read
     def runs(self) -> list[RunRow]:
         """All runs, newest first, without their curves."""
         rows = self._rows(self._RUN + "ORDER BY started_at DESC, rowid DESC")
-        with self._lock, self._errors():
-            able, continues = set(resumable.heads(self.connection)), resumable.links(self.connection)
+        able, continues = set(resumable.heads(self.connection)), resumable.links(self.connection)
         return [replace(_run(row), resumable=row[0] in able, continues=continues.get(row[0])) for row in rows]
 
+    @_read
     def run(self, run_id: str) -> RunRow:
         """One run with its loss points and merges. Raises NoSuchRun."""
         rows = self._rows(self._RUN + "WHERE run_id=?", run_id)
@@ -272,20 +288,33 @@ class Journal:
                 run_id,
             )
         )
-        with self._lock, self._errors():
-            parts = resumable.chain(self.connection, run_id)
-            able = run_id in resumable.heads(self.connection)
+        parts = resumable.chain(self.connection, run_id)
+        able = run_id in resumable.heads(self.connection)
         told = [json.loads(r[0]) for part in parts for r in self._rows("SELECT losses FROM merges WHERE run_id=?", part)]
         losses = tuple(sorted((float(i), float(v)) for points in told for i, v in points))
         return replace(_run(rows[0], losses, merges), resumable=able, continues=parts[-2] if len(parts) > 1 else None)
 
+    @_read
+    def rows(self, run_id: str) -> list[RunRows]:
+        """All rows of the run and of those that it continues, oldest first. Raises NoSuchRun."""
+        found = [rows_of(self.connection, part) for part in resumable.chain(self.connection, run_id)]
+        if not found[-1]["runs"] and not found[-1].broken:
+            raise NoSuchRun(f"there is no run {run_id!r} in the journal", run_id=run_id)
+        return found
+
+    @_read
+    def points(self, run_id: str, after: int, until: int) -> list[float]:
+        """The losses of the merges after version `after` up to `until`."""
+        rows = self._rows("SELECT losses FROM merges WHERE run_id=? AND version>? AND version<=?", run_id, after, until)
+        return [float(value) for (points,) in rows for _, value in json.loads(points)]
+
+    @_read
     def newest_state(self, run_id: str) -> Path:
         """The file of the run's newest committed version (codec `State`); where it has none, that of the run which it continues.
 
         Raises NoSuchRun, or JournalError when there is none.
         """
-        with self._lock, self._errors():
-            parts = resumable.chain(self.connection, run_id)
+        parts = resumable.chain(self.connection, run_id)
         named = [row for part in parts[::-1] for row in self._rows("SELECT state_file FROM runs WHERE run_id=?", part)]
         if not named:
             raise NoSuchRun(f"there is no run {run_id!r} in the journal", run_id=run_id)
@@ -297,6 +326,7 @@ class Journal:
             raise JournalError(f"{run_id} has no weights kept", path=str(self.path), hint="A run has weights from its first loop on.")
         return path
 
+    @_read
     def merged_units(self, run_id: str, entry: int) -> list[tuple[int, str]]:
         """Every (unit index, id of a merged lease that holds it) of an entry, in order. Exactly once = each index once."""
         pairs = []
@@ -307,6 +337,7 @@ class Journal:
             pairs += [(i, lease_id) for i in indices[:done]]
         return sorted(pairs)
 
+    @_read
     def events(self, run_id: str) -> list[Event]:
         rows = self._rows("SELECT run_id, kind, at, data FROM events WHERE run_id=? ORDER BY id", run_id)
         return [Event(run, kind, at, json.loads(data)) for run, kind, at, data in rows]
@@ -329,6 +360,9 @@ def _merge(row: tuple[Any, ...]) -> MergeRow:
 
 
 def _run(row: tuple[Any, ...], losses: tuple[tuple[float, float], ...] = (), merges: tuple[MergeRow, ...] = ()) -> RunRow:
+    names = "run_id name place strategy backend budget state message started_at ended_at version settled summary"
+    if wrong := wrong_type("runs", dict(zip(names.split(), row, strict=True))):
+        raise ValueError(f"the {wrong} of {row[0]!r} isn't what was written")
     run_id, name, where, strategy, backend, budget, state, message, started_at, ended_at, version, settled, summary = row
     return RunRow(
         run_id=run_id,

@@ -111,7 +111,12 @@ class Resuming:
                     run_id=wanted,
                 )
         run_id = wanted or await hub.in_books(self._newest, source)
-        return await hub.in_books(self._past, run_id, source)
+
+        def past() -> Past:
+            with hub.journal.reading():
+                return self._past(run_id, source)
+
+        return await hub.in_books(past)
 
     def _newest(self, source: str) -> str:
         found = resumable.heads(self._hub.journal.connection, source)

@@ -13,6 +13,7 @@ BACKENDS = ("local", "depin")
 STRATEGIES = ("auto", "sync", "local")
 DATA = ("auto", "whole", "samples", "worker")
 RUN = "RUN"
+RUN_ACTIONS = ("check", "checkpoints")
 BRIEF = 40  # characters of a usage in the list of commands
 
 
@@ -107,7 +108,18 @@ COMMANDS = (
     Command("status", "show the workers and the runs that are going on"),
     Command("scale", "have N workers of one kind", (Argument("count", "how many", "N", kind=at_least(0), required=True), _BACKEND)),
     Command("down", "stop the workers and the hub; everything stays in the journal"),
-    Command("runs", "list the runs of the journal"),
+    Command(
+        "runs",
+        "list the runs of the journal, or do something with one",
+        (
+            Argument(
+                "action",
+                "check: prove that each iteration counts once and the money adds up; checkpoints: list them",
+                choices=RUN_ACTIONS,
+            ),
+            Argument("run", "a run's id; without it, the newest", RUN),
+        ),
+    ),
     Command("attach", "show a run until it ends; interrupting the cell leaves the run alone", (_NEWEST,)),
     Command(
         "logs",

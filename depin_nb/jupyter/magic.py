@@ -117,12 +117,23 @@ class DepinMagics(Magics):
 
         wiring.down()
 
-    def _runs(self, _args: Namespace) -> None:
+    def _runs(self, args: Namespace) -> None:
         from depin_nb import wiring
 
-        from .tables import runs
+        from .tables import checked, checkpoints, runs
 
-        _display(runs(wiring.runs()))
+        if args.action is None:
+            _display(runs(wiring.runs()))
+            return
+        run_id = args.run or _newest(wiring.runs())
+        if args.action == "checkpoints":
+            _display(checkpoints(run_id, wiring.checkpoints(run_id)))
+            return
+        report = wiring.check(run_id)
+        _display(checked(report))
+        if not report.ok:
+            found = [f"{p.where}: {p.what}" for p in report.problems]
+            raise VerificationError(f"{report.run_id} isn't what its journal says", run_id=report.run_id, problems=found)
 
     def _attach(self, args: Namespace) -> None:
         from depin_nb import wiring

@@ -20,6 +20,8 @@ from .text import WIDTH, table, wrapped
 from .view import plain_name
 
 if TYPE_CHECKING:
+    from depin_nb.hub.checking import CheckReport
+    from depin_nb.hub.checkpoint_files import Checkpoint
     from depin_nb.ledger.verify import VerifyReport
     from depin_nb.session import Plan, Run
 
@@ -136,6 +138,45 @@ def detached(run: Run) -> Shown:
     ]
     note = "This kernel may end. In a script: depin_nb.attach(...).wait().bind()."
     return card(f"{run.run_id} {run.status.name} goes on beside the hub", rows, ["", ""], note=note, left=2)
+
+
+def checked(report: CheckReport) -> Shown:
+    """What a check of a run against its own journal found."""
+    rows = [
+        [
+            Cell(str(row.number)),
+            Cell(", ".join(row.runs)),
+            Cell(row.closed or "-"),
+            Cell(count(row.merged) + (f"/{count(row.total)}" if row.total is not None else "")),
+            Cell(count(row.open)),
+            Cell(count(row.leases)),
+            Cell(count(row.merges)),
+        ]
+        for row in report.passes
+    ]
+    sums = f"{count(report.receipts)} receipts, {Amount(report.units_dpn, DPN).text()} metered."
+    verdict = f"Proven: each iteration counts once, the books add up. {sums}"
+    if report.problems:
+        verdict = " ".join([f"{len(report.problems)} PROBLEMS:", *(f"{p.where}: {p.what}." for p in report.problems[:20])])
+    heads = ["Pass", "Runs", "Closed", "Iterations merged", "Open", "Leases", "Merges"]
+    return card(f"Check of {report.run_id}", rows, heads, note=verdict, left=3)
+
+
+def checkpoints(run_id: str, found: Sequence[Checkpoint]) -> Shown:
+    """A run's checkpoints."""
+    rows = [
+        [
+            Cell(str(c.version)),
+            Cell(str(c.path)),
+            Cell(str(c.told.entry)),
+            Cell(count(c.told.iteration)),
+            Cell("-" if c.loss is None else f"{c.loss:.4g}"),
+            Cell(datetime.fromtimestamp(c.told.at).strftime("%Y-%m-%d %H:%M")),
+        ]
+        for c in found
+    ]
+    note = f'`depin_nb.attach("{run_id}").checkpoint(best=True)` is the one of the lowest loss.' if rows else "No checkpoints yet."
+    return card(f"Checkpoints of {run_id}", rows, ["Version", "Folder", "Entry", "Iteration", "Loss", "Written"], note=note, left=2)
 
 
 def payouts(report: VerifyReport) -> Shown:

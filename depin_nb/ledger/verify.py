@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from .chain import LedgerChain
 from .receipt import Receipt, leaf_hash, merkle_root
 from .transaction import Parsed, TokenOp, parse
 from .vault import memo_text, token_account, vault_address
+from .voucher import Voucher
 
 SPENDS = ("transfer", "transfer_checked", "burn", "burn_checked")  # take tokens out of their first account
 HARMLESS = ("initialize_account3", "approve", "approve_checked", "revoke", "close_account")
@@ -73,7 +75,7 @@ def verify_run(run_id: str, conn: sqlite3.Connection, chain: LedgerChain) -> Ver
         raise NoSuchRun(f"the ledger has no run {run_id}", run_id=run_id)
     problems: list[str] = []
     receipts, root = _receipts(conn, run_id, problems)
-    _check_vouchers(conn, row, receipts, problems)
+    problems += voucher_problems(store.vouchers(conn, run_id), row.session, receipts)
     if row.mint != chain.mint:
         problems.append(f"the run was paid in the mint {row.mint}, and this chain's is {chain.mint}")
     vault = vault_address(row.user, run_id)
@@ -122,22 +124,25 @@ def _receipts(conn: sqlite3.Connection, run_id: str, problems: list[str]) -> tup
     return found, merkle_root([leaf_hash(body) for body in bodies])
 
 
-def _check_vouchers(conn: sqlite3.Connection, row: store.RunRow, receipts: list[Receipt], problems: list[str]) -> None:
+def voucher_problems(vouchers: Iterable[Voucher], session: str, receipts: Iterable[Receipt]) -> list[str]:
+    """What in a run's vouchers isn't what its receipts add up to, in words; they must be signed by its `session` key."""
+    problems: list[str] = []
     by_worker: dict[tuple[str, str], list[Receipt]] = {}
     for receipt in receipts:
         by_worker.setdefault((receipt.worker_id, receipt.wallet), []).append(receipt)
-    vouchers = {(voucher.worker_id, voucher.wallet): voucher for voucher in store.vouchers(conn, row.run_id)}
-    for key in by_worker.keys() | vouchers.keys():
-        mine, voucher = by_worker.get(key, []), vouchers.get(key)
+    known = {(voucher.worker_id, voucher.wallet): voucher for voucher in vouchers}
+    for key in by_worker.keys() | known.keys():
+        mine, voucher = by_worker.get(key, []), known.get(key)
         if voucher is None:
             problems.append(f"{key[0]} has receipts and no voucher")
             continue
-        if not voucher.verify(row.session):
+        if not voucher.verify(session):
             problems.append(f"the voucher of {key[0]} is not signed by the run's session key")
         if voucher.units != sum(receipt.units_dpn for receipt in mine):
             problems.append(f"the voucher of {key[0]} says {voucher.units}, its receipts add up to {sum(r.units_dpn for r in mine)}")
         if voucher.root != merkle_root([receipt.leaf() for receipt in mine]) or voucher.sequence != len(mine):
             problems.append(f"the voucher of {key[0]} covers other receipts than there are")
+    return problems
 
 
 def _check_payouts(conn: sqlite3.Connection, row: store.RunRow, rows: tuple[VerifyRow, ...], seen: _Chain, problems: list[str]) -> None:

@@ -6,8 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..core import config
+from ..core.errors import CheckpointError
 from ..core.state import BUFFER, COUNTER, PARAM, State
 from ..core.status import Status
+from ..hub.checkpoint_files import Checkpoint, CheckpointFiles
+from ..hub.checkpoint_files import best as lowest
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +40,22 @@ class Run:
         """The loss curve: `iteration` and `loss`, over all entries of the loop."""
         points = self.losses or self.status.loss
         return {"iteration": [x for x, _ in points], "loss": [y for _, y in points]}
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """The run's checkpoints that are on disk, by version (docs/runs.md)."""
+        return CheckpointFiles(config.home() / "runs").all(self.run_id)
+
+    def checkpoint(self, *, best: bool = False) -> Checkpoint:
+        """The newest checkpoint, or the one of the lowest loss. Raises CheckpointError when there is none."""
+        found = self.checkpoints()
+        chosen = lowest(found) if best else found[-1] if found else None
+        if chosen is None:
+            raise CheckpointError(
+                f"{self.run_id} has no checkpoint{' with a loss' if found else ''}",
+                hint="One is written each minute and at the end of a run that merged something; `run.state_dict()` has its newest weights.",
+                path=str(config.home() / "runs"),
+            )
+        return chosen
 
     def state_dict(self, model: str | None = None) -> dict[str, torch.Tensor]:
         """Weights and buffers of the newest merge, as `model.load_state_dict` takes them. `model`: the name it had in the notebook

@@ -245,7 +245,9 @@ class Journal:
         )
 
     def end_run(self, run_id: str, *, state: str, message: str, at: float) -> None:
-        self.connection.execute("UPDATE runs SET state=?, message=?, ended_at=? WHERE run_id=?", (state, message, at, run_id))
+        """The run is over: no lease of it is out any more, so nothing is reserved."""
+        sql = "UPDATE runs SET state=?, message=?, ended_at=?, reserved_units=0 WHERE run_id=?"
+        self.connection.execute(sql, (state, message, at, run_id))
 
     def paid(self, run_id: str) -> None:
         self.connection.execute("UPDATE runs SET settled=1 WHERE run_id=?", (run_id,))

@@ -61,6 +61,12 @@ class ReplayFiles:
     def drop(self, run_id: str) -> None:
         shutil.rmtree(self.folder / checked_run_id(run_id), ignore_errors=True)
 
+    def keep(self, run_id: str, files: Collection[str]) -> None:
+        """Removes what the run has beside `files` (as the journal names them): of a merge that was never committed."""
+        for path in (self.folder / checked_run_id(run_id)).glob("*"):
+            if str(path.relative_to(self.folder)) not in files:
+                path.unlink(missing_ok=True)
+
     def prune(self, keep: Collection[str]) -> None:
         """Removes every run's files but those of `keep`: at the hub's start, what a kill left."""
         for path in self.folder.iterdir():

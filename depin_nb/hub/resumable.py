@@ -254,6 +254,20 @@ def version_of(conn: sqlite3.Connection, run_id: str) -> int:
     return int(conn.execute("SELECT version FROM runs WHERE run_id=?", (run_id,)).fetchone()[0])
 
 
+def versions_of(conn: sqlite3.Connection, run_id: str) -> set[int]:
+    """Versions of an ended run that are still of use: the newest, and those at the ends of loop entries as long as it can be resumed."""
+    found = {int(row[0]) for row in conn.execute("SELECT version FROM runs WHERE run_id=?", (run_id,))}
+    if is_kept(conn, run_id):
+        sql = "SELECT end_version FROM sites WHERE run_id=? AND end_version IS NOT NULL"
+        found.update(int(row[0]) for row in conn.execute(sql, (run_id,)))
+    return found
+
+
+def logs_of(conn: sqlite3.Connection, run_id: str) -> set[str]:
+    """The files of a run's logs."""
+    return {str(row[0]) for row in conn.execute("SELECT file FROM replays WHERE run_id=?", (run_id,))}
+
+
 def kept(conn: sqlite3.Connection) -> list[str]:
     """Runs of which logs or snapshots are kept."""
     return [str(row[0]) for row in conn.execute("SELECT run_id FROM resumes WHERE kept=1")]

@@ -288,4 +288,14 @@ class Resuming:
                 wanted.update(parts)
         self._drop([run_id for run_id in resumable.kept(conn) if run_id not in wanted and run_id not in self._hub.runs])
         if run is None:
-            self._hub.replays.prune(wanted)
+            self._tidy(wanted)
+
+    def _tidy(self, wanted: Collection[str]) -> None:
+        """At the hub's start no run is active: files that the journal doesn't name were left by a kill, or are of versions gone by."""
+        hub = self._hub
+        conn = hub.journal.connection
+        hub.replays.prune(wanted)
+        for run_id in wanted:
+            hub.replays.keep(run_id, resumable.logs_of(conn, run_id))
+        for run_id in hub.states.runs():
+            hub.states.prune(run_id, resumable.versions_of(conn, run_id))

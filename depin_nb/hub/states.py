@@ -70,6 +70,10 @@ class StateFiles:
         except (FileNotFoundError, CodecError):
             return None
 
+    def runs(self) -> list[str]:
+        """The runs of which versions are kept."""
+        return [path.name for path in self.folder.iterdir() if path.is_dir()]
+
     def prune(self, run_id: str, keep: Collection[int]) -> None:
         """Removes all versions of the run but `keep`, and velocities but those of the newest."""
         wanted = {self.path(run_id, version).name for version in keep}

@@ -1,0 +1,177 @@
+"""Histories: who takes part in a run and what goes wrong when, drawn from a seed. Printable, repeatable, made smaller when one fails."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+
+from ..core.lease import StrategyConfig
+
+STRATEGIES: dict[str, StrategyConfig] = {
+    "solo": StrategyConfig(),
+    "local": StrategyConfig(name="local", solo=False, inner_steps=3, bits=32),
+    "local, 4 bits": StrategyConfig(name="local", solo=False, inner_steps=4, bits=4, outer_momentum=0.3),
+    "sync": StrategyConfig(name="sync", solo=False, inner_steps=3),
+}
+PROFILES = ("phone", "laptop", "single-board")
+LIES = ("garbage", "too many", "too few", "another's", "no logs", "nan", "no dict", "not finite", "slot")
+
+# kind -> the points at which it may come, for a device; {who} is what it happens to
+DEVICE_POINTS = ("asks", "leased", "fetches", "works", "reports", "reported")
+DEVICE_KINDS = {
+    "kill": DEVICE_POINTS,
+    "stop": DEVICE_POINTS,
+    "cut": DEVICE_POINTS,
+    "vanish": DEVICE_POINTS,
+    "slow": ("asks", "fetches", "reports"),
+    "duplicate": ("asks", "reports"),
+    "reorder": ("asks", "reports"),
+    "late": ("leased", "reports", "reported"),
+    "lie": ("reports",),
+    "refuse": ("reports",),
+}
+HUB_POINTS = ("job", "job done", "journal: begins", "journal: writes", "journal: written", "file: written", "file: named", "ledger")
+DISK_POINTS = ("journal: begins", "journal: writes", "file: written")
+NOTEBOOK_KINDS = ("pause", "halt", "budget", "die", "interrupt", "cut")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`kind` happens to `who` at `point` of its `lease`-th lease (of a hub: at the `lease`-th time it comes to that point; of a notebook:
+    at its `lease`-th answer). `for_s`: how long it lasts, or until it is back. `lie`: what a lying report says."""
+
+    kind: str
+    who: str
+    lease: int
+    point: str
+    for_s: float = 0.0
+    lie: str = ""
+
+    def __str__(self) -> str:
+        said = f" ({self.lie})" if self.lie else ""
+        lasts = f", for {self.for_s:g} s" if self.for_s else ""
+        return f"{self.kind} {self.who}{said} at {self.point} #{self.lease}{lasts}"
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    name: str
+    profile: str
+    speed: float
+    latency_s: float
+    joins_s: float
+
+
+@dataclass(frozen=True)
+class NotebookPlan:
+    """A user's cell: `entries` passes over a loop of `total` iterations of `unit_s`. `leaves_at`: iteration of its last pass that leaves
+    the loop. `budget`: in percent of what all work costs, None = none. `resumes`: whether it goes on after its hub or kernel died."""
+
+    name: str
+    strategy: str
+    total: int
+    known: bool
+    entries: int
+    unit_s: float
+    starts_s: float
+    leaves_at: int | None
+    how: str
+    budget: int | None
+    resumes: bool
+    batch: int
+
+
+@dataclass(frozen=True)
+class History:
+    """`seed` alone makes it; `faults` may be fewer than were drawn. `ends`: how the hub is ended last, `closed` or `killed`."""
+
+    seed: int
+    devices: tuple[DevicePlan, ...]
+    notebooks: tuple[NotebookPlan, ...]
+    faults: tuple[Fault, ...]
+    kept: tuple[int, ...]
+    ends: str
+
+    def __str__(self) -> str:
+        lines = [f"history {self.seed}: the hub is {self.ends} at the end"]
+        lines += [f"  {d.name}: {d.profile}, speed {d.speed:g}, {d.latency_s:g} s away, joins at {d.joins_s:g} s" for d in self.devices]
+        for n in self.notebooks:
+            left = "" if n.leaves_at is None else f", {n.how} at {n.leaves_at}"
+            money = "" if n.budget is None else f", budget {n.budget} %"
+            length = n.total if n.known else f"{n.total} (not told)"
+            again = "" if n.resumes else ", gives up"
+            lines.append(
+                f"  {n.name}: {n.strategy}, {n.entries} x {length} iterations of {n.unit_s:g} s, {n.batch} ahead,"
+                f" starts at {n.starts_s:g} s{left}{money}{again}"
+            )
+        lines += [f"  [{i}] {f}" for i, f in zip(self.kept, self.faults, strict=True)]
+        return "\n".join(lines)
+
+    def only(self, kept: Collection[int]) -> History:
+        """With these of its faults alone, by number."""
+        chosen = [(i, f) for i, f in zip(self.kept, self.faults, strict=True) if i in kept]
+        return replace(self, faults=tuple(f for _, f in chosen), kept=tuple(i for i, _ in chosen))
+
+
+def history(seed: int) -> History:
+    """The history of that seed, always the same one."""
+    rng = random.Random(f"depin-nb history {seed}")
+    devices = tuple(
+        DevicePlan(
+            f"w{i + 1}",
+            rng.choice(PROFILES),
+            round(rng.choice((0.25, 0.5, 1, 1, 2, 4)) * rng.uniform(0.8, 1.2), 2),
+            rng.choice((0.0, 0.002, 0.02, 0.1)),
+            rng.choice((0.0, 0.0, 0.0, 0.5, 2.0, 6.0)),
+        )
+        for i in range(rng.choice((1, 2, 2, 3, 3, 4)))
+    )
+    notebooks = tuple(_notebook(rng, f"n{i + 1}") for i in range(rng.choice((1, 1, 1, 1, 2))))
+    faults = tuple(_fault(rng, devices, notebooks) for _ in range(rng.choice((1, 1, 2, 2, 3, 4, 6))))
+    return History(seed, devices, notebooks, faults, tuple(range(len(faults))), rng.choice(("closed", "closed", "killed")))
+
+
+def _notebook(rng: random.Random, name: str) -> NotebookPlan:
+    total, entries = rng.choice((1, 2, 5, 8, 12, 17, 24)), rng.choice((1, 1, 2))
+    return NotebookPlan(
+        name=name,
+        strategy=rng.choice(("solo", "local", "local", "local, 4 bits", "sync", "sync")),
+        total=total,
+        known=rng.random() < 0.7,
+        entries=entries,
+        unit_s=rng.choice((0.05, 0.2, 0.5)),
+        starts_s=rng.choice((0.0, 0.0, 1.0, 3.0)),
+        leaves_at=rng.randrange(total) if rng.random() < 0.25 else None,
+        how=rng.choice(("break", "return", "error")),
+        budget=rng.choice((None, None, 400, 150, 60)),
+        resumes=rng.random() < 0.8,
+        batch=rng.choice((1, 4, 100, 100)),
+    )
+
+
+def _fault(rng: random.Random, devices: tuple[DevicePlan, ...], notebooks: tuple[NotebookPlan, ...]) -> Fault:
+    where = rng.random()
+    for_s = rng.choice((0.1, 1.0, 5.0, 20.0, 60.0))
+    if where < 0.6:
+        who = rng.choice(devices).name
+        kind = rng.choice(sorted(DEVICE_KINDS))
+        point = rng.choice(DEVICE_KINDS[kind])
+        lie = rng.choice(LIES) if kind == "lie" else ""
+        return Fault(kind, who, rng.choice((1, 1, 2, 2, 3, 4, 6)), point, for_s, lie)
+    if where < 0.85:
+        kind = rng.choice(("kill", "kill", "kill", "disk", "wall", "stop"))
+        point = rng.choice(DISK_POINTS if kind == "disk" else HUB_POINTS)
+        for_s = rng.choice((-86400.0, -5.0, 60.0, 86400.0)) if kind == "wall" else for_s
+        return Fault(kind, "hub", rng.choice((1, 2, 3, 5, 8, 13, 21, 34, 55)), point, for_s)
+    return Fault(rng.choice(NOTEBOOK_KINDS), rng.choice(notebooks).name, rng.choice((1, 2, 3, 5)), "answered", for_s)
+
+
+def shrunk(found: History, fails: Callable[[History], bool]) -> History:
+    """The history with as few of its faults as still make it fail: one after the other is left out."""
+    smallest = found
+    for number in found.kept:
+        smaller = smallest.only([i for i in smallest.kept if i != number])
+        if fails(smaller):
+            smallest = smaller
+    return smallest

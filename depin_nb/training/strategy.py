@@ -12,7 +12,9 @@ from typing import Any
 from depin_nb.core.errors import UsageError
 from depin_nb.core.lease import StrategyConfig
 
-STRATEGIES = ("auto", "sync", "local")
+from .sparse import CHUNK, KEPT
+
+STRATEGIES = ("auto", "sync", "local", "sparse")
 OPTIONS = ("inner_steps", "bits", "outer_lr", "outer_momentum", "error_feedback")
 MAX_INNER_STEPS = 50  # longer rounds drift (docs/training.md) and couldn't be audited by replay
 UNKNOWN_INNER_STEPS = 10  # when the loop's length isn't known, it may be short
@@ -25,8 +27,8 @@ def choose(
 ) -> tuple[StrategyConfig, str]:
     """The strategy of a run and the reason in plain words.
 
-    `requested`: `auto` (as None), `sync` or `local`. `backend`: `local` (fast links) or `depin` (home links). `total`: iterations of an
-    entry, None when unknown. `solo_reason`: why the loop can't be spread, None when it can. `options`: settings of `StrategyConfig`
+    `requested`: `auto` (as None), `sync`, `local` or `sparse`. `backend`: `local` (fast links) or `depin` (home links). `total`: iterations
+    of an entry, None when unknown. `solo_reason`: why the loop can't be spread, None when it can. `options`: settings of `StrategyConfig`
     that the user gave (`inner_steps`, `bits`, `outer_lr`, `outer_momentum`, `error_feedback`); None counts as not given.
     Raises UsageError for names and values that can't be used.
     """
@@ -51,11 +53,15 @@ def choose(
         config = StrategyConfig(name="sync", solo=False, inner_steps=steps)
         return config, f"{why}: {workers} workers average their gradients at every step, so a step sees {workers} batches"
     own = {"name": "local", "solo": False, "inner_steps": steps, "outer_momentum": OUTER_MOMENTUM, "bits": 4}
+    if name == "sparse":
+        if "bits" in given:
+            raise UsageError("bits says nothing to strategy sparse", hint="sparse sends 2 bits of each value; use --strategy local.")
+        own |= {"name": "sparse", "outer_momentum": 0.0, "bits": 2}  # what is left out and sent later has a momentum of its own
     config = StrategyConfig(**{**own, **given})
-    why = "as asked" if name == "local" else "home links are slow"
+    why = "home links are slow" if name == "auto" else "as asked"
     chosen = f"about {ROUNDS} merges an entry, at most {MAX_INNER_STEPS} iterations" if total else "the loop's length isn't known"
     length = "as asked" if inner_steps else chosen
-    sent = "whole values" if config.bits == 32 else f"{config.bits}-bit changes"
+    sent = {32: "whole values", 2: f"the largest {KEPT} changes of each {CHUNK:,}"}.get(config.bits, f"{config.bits}-bit changes")
     return config, f"{why}, each of {workers} workers takes about {steps} iterations between merges ({length}) and sends {sent}"
 
 

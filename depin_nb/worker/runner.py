@@ -110,7 +110,7 @@ class LeaseRunner:
         if strategy.solo and strategy.bits == 32:
             # its change alone is the next version, bit for bit
             seat.version, seat.state = finished.lease.base_version + 1, finished.state
-        elif strategy.name == "local":
+        elif strategy.name != "sync":
             own = {name for name, kind in finished.state.kinds.items() if kind in (INNER, STEP)}
             seat.inner = State({n: finished.state.tensors[n] for n in own}, {n: finished.state.kinds[n] for n in own})
             seat.residual = finished.residual if strategy.error_feedback else {}

@@ -14,6 +14,7 @@ from ..core.state import INNER, STEP, State
 from .blobs import BlobCache
 from .device import Pacer
 from .link import Dropped, Go
+from .residuals import Residuals
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +58,7 @@ class Seat:
     """What this worker keeps of one run's entry between its leases.
 
     `version`, `state`: the version that the half's objects stand at and a copy of it, None when they stand at none (solo only).
-    `inner`: its own optimizer state (INNER and STEP slots); `residual`: what compression lost, by slot.
+    `inner`: its own optimizer state (INNER and STEP slots).
     """
 
     spec: EntrySpec
@@ -65,7 +66,6 @@ class Seat:
     version: int | None = None
     state: State | None = None
     inner: State = field(default_factory=State)
-    residual: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,20 @@ class Finished:
 class LeaseRunner:
     """One lease at a time (torch's generators belong to the process); call it from one thread."""
 
-    def __init__(self, ask: Ask, pacer: Pacer | None = None, *, opener: OpenHalf = open_half, blobs: BlobCache | None = None) -> None:
+    def __init__(
+        self,
+        ask: Ask,
+        pacer: Pacer | None = None,
+        *,
+        opener: OpenHalf = open_half,
+        blobs: BlobCache | None = None,
+        residuals: Residuals | None = None,
+    ) -> None:
         self._ask = ask
         self._pacer = pacer
         self._opener = opener
         self._blobs = blobs or BlobCache()
+        self._residuals = residuals or Residuals()
         self._seats: OrderedDict[tuple[str, int], Seat] = OrderedDict()
 
     def run(self, lease: Lease, go: Go) -> Finished | None:
@@ -113,10 +122,11 @@ class LeaseRunner:
         elif strategy.name != "sync":
             own = {name for name, kind in finished.state.kinds.items() if kind in (INNER, STEP)}
             seat.inner = State({n: finished.state.tensors[n] for n in own}, {n: finished.state.kinds[n] for n in own})
-            seat.residual = finished.residual if strategy.error_feedback else {}
+            self._residuals.accept(finished.lease.run_id, finished.residual)
 
     def refused(self, finished: Finished) -> None:
         """The hub did not take the report: what the objects hold now counts for nothing."""
+        self._residuals.refuse(finished.lease.run_id)
         self._leave(finished.seat)
 
     def _leave(self, seat: Seat | None) -> None:
@@ -149,13 +159,16 @@ class LeaseRunner:
         if outcome.stopped or not go():
             return None
         new = half.state()
+        feeds_back = strategy.error_feedback and strategy.bits != 32
         change, residual = encode_change(
             base,
             new,
             bits=strategy.bits,
-            residual=seat.residual if strategy.error_feedback else None,
+            residual=self._residuals.of(lease.run_id) if feeds_back else None,
             include_inner=lease.final or strategy.bits == 32,
         )
+        residual = residual if feeds_back else {}
+        self._residuals.write(lease.run_id, residual)
         report = Report(
             lease_id=lease.lease_id,
             done=outcome.done,

@@ -15,6 +15,7 @@ from depin_nb.training.compress import decode_change
 from depin_nb.worker.blobs import BlobCache
 from depin_nb.worker.device import Pacer
 from depin_nb.worker.link import Dropped, Go
+from depin_nb.worker.residuals import Residuals
 from depin_nb.worker.runner import LeaseRunner, failure, overlaid
 
 PROGRAM = b"a program"
@@ -109,14 +110,22 @@ def _one_thread():
     CountingHalf.opened = 0
 
 
-def runner_of(hub, pacer=None):
-    halves = []
+class Halves(list):
+    """The halves that a runner opened."""
+
+    def on_open(self, half):
+        """Told of each."""
+
+
+def runner_of(hub, pacer=None, residuals=None):
+    halves = Halves()
 
     def opener(program, blob):
         halves.append(CountingHalf(program, blob))
+        halves.on_open(halves[-1])
         return halves[-1]
 
-    return LeaseRunner(hub.ask, pacer, opener=opener), halves
+    return LeaseRunner(hub.ask, pacer, opener=opener, residuals=residuals), halves
 
 
 def test_solo_goes_on_in_its_living_objects():
@@ -181,6 +190,33 @@ def test_a_refused_local_lease_leaves_no_trace_in_the_optimizer_state():
     runner.refused(runner.run(lease_of(3, 50, 0), Go()))
     third = runner.run(lease_of(3, 2, 0), Go())
     assert third.state.tensors["optimizer/0/step"].item() == 5
+
+
+def test_a_worker_that_starts_again_sends_what_its_earlier_changes_left_out(tmp_path):
+    hub = FakeHub(StrategyConfig("sparse", solo=False, bits=2))
+    noise = torch.randn(9000, generator=torch.Generator().manual_seed(0))
+    hub.versions[0] = State({"model/w": torch.zeros(9000)}, {"model/w": PARAM})
+
+    def started():
+        runner, halves = runner_of(hub, residuals=Residuals(tmp_path))
+        halves.on_open = lambda half: setattr(half, "on_iteration", lambda index: half.weight.add_(noise - 1))
+        return runner
+
+    runner = started()
+    sent = []
+    for first in range(3):
+        finished = runner.run(lease_of(first, 1, 0), Go())
+        sent.append(decode_change(finished.report.change, hub.versions[0], max_bytes=1 << 20).deltas["model/w"] != 0)
+        if first == 1:
+            runner.refused(finished)  # counts for nothing
+        else:
+            runner.accepted(finished)
+        runner = started()
+    assert torch.equal(sent[1], sent[2])
+    assert not bool((sent[0] & sent[2]).all())
+    plain = LeaseRunner(hub.ask, opener=runner._opener)
+    anew = decode_change(plain.run(lease_of(5, 1, 0), Go()).report.change, hub.versions[0], max_bytes=1 << 20)
+    assert torch.equal(anew.deltas["model/w"] != 0, sent[0])
 
 
 def test_a_lease_that_is_not_wanted_any_more_ends_without_a_report():

@@ -1,9 +1,9 @@
 """A state's change as bytes: what a worker sends for a lease, and how the hub reads it without trusting it.
 
 How a slot travels follows from its kind, dtype and size alone (`_form`), so the bytes name no form and can't choose one:
-RAW new values (bit-exact); DELTA, a float32 difference; BLOCKS, a quantised difference (`quantize.py`); SPARSE, the difference's largest
-values (`sparse.py`); BF16, values rounded to bfloat16. With 32 bits everything is RAW; with 2, large parameters are SPARSE and smaller ones
-as with 4. Optimizer state never travels as a quantised difference: `exp_avg_sq` must not become negative.
+RAW new values (bit-exact); DELTA, a float32 difference; BLOCKS, a quantised difference (`quantize.py`, `thin.py`); SPARSE, the
+difference's largest values (`sparse.py`); BF16, values rounded to bfloat16. With 32 bits everything is RAW; with 2, large parameters are
+SPARSE and smaller ones as with 4. Optimizer state never travels as a quantised difference: `exp_avg_sq` must not become negative.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from depin_nb.core.codec import TORCH_DTYPES, decode, encode
 from depin_nb.core.errors import CodecError
 from depin_nb.core.state import CARRIED, INNER, KINDS, PARAM, RNG, STEP, State
 
-from .quantize import BLOCK, dequantize, quantize
+from .quantize import BLOCK, quantize
 from .sparse import CHUNK, densify, sparsify
+from .thin import restored, thinned
 
 if TYPE_CHECKING:
     import torch
@@ -99,11 +100,11 @@ def _packed(name: str, kind: str, old: torch.Tensor | None, value: torch.Tensor,
         flat = flat + before.reshape(-1) * (RESIDUAL_DECAY if form == SPARSE else 1.0)
     payload: tuple[Any, ...]
     if form == SPARSE:
-        payload, restored = sparsify(flat)
+        payload, sent = sparsify(flat)
     else:
-        packed, scales, restored = quantize(flat, DENSE_BITS[bits])
-        payload = packed, scales
-    left[name] = (flat - restored).nan_to_num_(0.0, 0.0, 0.0).reshape(value.shape)
+        packed, scales, sent = quantize(flat, DENSE_BITS[bits])
+        payload = thinned(packed, scales, DENSE_BITS[bits])
+    left[name] = (flat - sent).nan_to_num_(0.0, 0.0, 0.0).reshape(value.shape)
     return payload
 
 
@@ -190,9 +191,7 @@ def _delta(form: str, old: torch.Tensor, payload: Any, bits: int, largest: float
     import torch
 
     if form == BLOCKS:
-        if type(payload) is not tuple or len(payload) != 2 or not all(isinstance(part, torch.Tensor) for part in payload):
-            raise CodecError("not a quantised change")
-        return dequantize(*payload, old.numel(), DENSE_BITS[bits], largest=largest).reshape(old.shape)
+        return restored(payload, old.numel(), DENSE_BITS[bits], largest=largest).reshape(old.shape)
     if form == SPARSE:
         return densify(payload, old.numel(), largest=largest).reshape(old.shape)
     if not isinstance(payload, torch.Tensor) or payload.dtype != torch.float32 or payload.shape != old.shape:

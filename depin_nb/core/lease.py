@@ -17,6 +17,7 @@ class StrategyConfig:
     `inner_steps`: iterations a worker of ordinary speed does between merges (`local`), or a gang does together (`sync`).
     `outer_lr`, `outer_momentum`: the outer step of `local` and `sparse` (1 and 0 = plain averaging).
     `bits`: how a change travels: 32 (raw new values), 8 or 4 (block-wise integers with error feedback), 2 (the largest values alone).
+    `down_bits`: how a new version travels to workers: 32 (whole), 8 or 4 (a step from the one that they hold).
     """
 
     name: str = "sync"
@@ -26,6 +27,7 @@ class StrategyConfig:
     outer_momentum: float = 0.0
     bits: int = 32
     error_feedback: bool = True
+    down_bits: int = 32
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

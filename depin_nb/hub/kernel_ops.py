@@ -144,6 +144,7 @@ class KernelOps:
             weights = await hub.in_executor(State.from_bytes, state)
             version = active.version + 1
             await hub.in_executor(hub.states.write, run, version, state)
+            active.reference = None  # what the notebook changed travels exactly
         elif active.weights is not None:
             weights, version = active.weights, active.version
         else:

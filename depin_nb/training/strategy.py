@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -19,6 +19,7 @@ OPTIONS = ("inner_steps", "bits", "outer_lr", "outer_momentum", "error_feedback"
 MAX_INNER_STEPS = 50  # longer rounds drift (docs/training.md) and couldn't be audited by replay
 UNKNOWN_INNER_STEPS = 10  # when the loop's length isn't known, it may be short
 ROUNDS = 3  # merges to have at least in an entry: more cost transfers and gain nothing (bench/local_steps.py)
+DOWN_BITS = {2: 4, 4: 4, 8: 8, 32: 32}  # new versions travel as coarsely as changes do, or by 4 bits where these are sparse
 OUTER_MOMENTUM = 0.3  # of 0 to 0.5, with outer rate 1, what came closest to a local run on short runs (bench/local_steps.py)
 
 
@@ -58,6 +59,7 @@ def choose(
             raise UsageError("bits says nothing to strategy sparse", hint="sparse sends 2 bits of each value; use --strategy local.")
         own |= {"name": "sparse", "outer_momentum": 0.0, "bits": 2}  # what is left out and sent later has a momentum of its own
     config = StrategyConfig(**{**own, **given})
+    config = replace(config, down_bits=DOWN_BITS[config.bits])
     why = "home links are slow" if name == "auto" else "as asked"
     chosen = f"about {ROUNDS} merges an entry, at most {MAX_INNER_STEPS} iterations" if total else "the loop's length isn't known"
     length = "as asked" if inner_steps else chosen

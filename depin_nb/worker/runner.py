@@ -15,6 +15,7 @@ from .blobs import BlobCache
 from .device import Pacer
 from .link import Dropped, Go
 from .residuals import Residuals
+from .versions import MAX_STATE_BYTES, Versions
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from ..loop.halves.record import Outcome
 
 MAX_SEATS = 2  # runs that take turns on this worker without opening their programs again
-MAX_STATE_BYTES = 64 << 30
 
 Ask = Callable[..., Any]  # (op, go, **request) -> answer; see HubLink.ask
 
@@ -96,6 +96,7 @@ class LeaseRunner:
         self._opener = opener
         self._blobs = blobs or BlobCache()
         self._residuals = residuals or Residuals()
+        self._versions = Versions()
         self._seats: OrderedDict[tuple[str, int], Seat] = OrderedDict()
 
     def run(self, lease: Lease, go: Go) -> Finished | None:
@@ -212,8 +213,7 @@ class LeaseRunner:
         """The lease's base version, loaded into the half. A solo worker that stands there goes on in its living objects."""
         if seat.version == lease.base_version and seat.state is not None:
             return seat.state
-        answer = self._ask("depin_version", go, run=lease.run_id, version=lease.base_version)
-        base = State.from_bytes(answer["state"], max_bytes=MAX_STATE_BYTES)
+        base = self._versions.get(lambda op, **request: self._ask(op, go, **request), lease.run_id, lease.base_version)
         assert seat.half is not None
         seat.half.load(overlaid(base, seat.inner))
         return base

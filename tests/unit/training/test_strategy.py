@@ -47,7 +47,9 @@ def test_fast_links_average_gradients() -> None:
 
 def test_home_links_take_local_steps() -> None:
     config, reason = chosen()
-    assert config == StrategyConfig("local", solo=False, inner_steps=50, outer_lr=1.0, outer_momentum=0.3, bits=4, error_feedback=True)
+    assert config == StrategyConfig(
+        "local", solo=False, inner_steps=50, outer_lr=1.0, outer_momentum=0.3, bits=4, error_feedback=True, down_bits=4
+    )
     assert "4-bit" in reason
 
 
@@ -77,7 +79,7 @@ def test_options_are_taken_and_checked() -> None:
 
 def test_sparse_keeps_the_largest_changes() -> None:
     config, reason = chosen("sparse", inner_steps=30)
-    assert config == StrategyConfig("sparse", solo=False, inner_steps=30, outer_momentum=0.0, bits=2)
+    assert config == StrategyConfig("sparse", solo=False, inner_steps=30, outer_momentum=0.0, bits=2, down_bits=4)
     assert "64 changes of each 4,096" in reason
     with pytest.raises(UsageError, match="bits"):
         chosen("sparse", bits=4)

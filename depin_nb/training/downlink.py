@@ -4,7 +4,8 @@ All workers of a run hold the same *reference*, near its newest version. A step 
 and the reference; applied, it makes the next reference, the very same on hub and workers, which `digest_of` checks. Since each step is
 taken from what workers hold, what one loses is in the next: errors don't add up (error feedback, arXiv:1901.09847, at the sender).
 
-Only large floating parameters are quantised. Everything else that changed travels whole, so that it is exact in every reference.
+Only large floating parameters are quantised, and optimizer state is rounded to bfloat16, as it is on the way up. Everything else that
+changed travels whole, so that it is exact in every reference.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from depin_nb.core.codec import decode, encode
 from depin_nb.core.errors import CodecError
-from depin_nb.core.state import KINDS, PARAM, State
+from depin_nb.core.state import INNER, KINDS, PARAM, State
 
 from .compress import same_bits
 from .quantize import BLOCK, quantize
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 DIGEST_BYTES = 16
 STEP_BITS = (4, 8)
+ROUNDED = ("float32", "float64")  # dtypes of optimizer state that travels as bfloat16
 
 
 def encode_step(held: State, new: State, *, bits: int) -> tuple[bytes, State]:
@@ -37,24 +39,35 @@ def encode_step(held: State, new: State, *, bits: int) -> tuple[bytes, State]:
     slots: dict[str, tuple[str, Any]] = {}
     after = dict(held.tensors)
     for name, value in new.tensors.items():
-        old, kind = held.tensors.get(name), new.kinds[name]
-        if old is not None and held.kinds[name] == kind and same_bits(old, value):
+        kind = new.kinds[name]
+        old = held.tensors.get(name) if held.kinds.get(name) == kind else None
+        if old is not None and same_bits(old, value):
             continue
-        payload: Any = value
-        after[name] = value
-        if old is not None and held.kinds[name] == kind and _coarse(kind, old) and (old.shape, old.dtype) == (value.shape, value.dtype):
-            difference = (value.detach().to(_wide(old)) - old.to(_wide(old))).float().reshape(-1)
-            packed, scales, delta = quantize(difference, bits)
-            moved = _moved(old, delta)
-            if bool(scales.isfinite().all()) and bool(moved.isfinite().all()):
-                payload, after[name] = thinned(packed, scales, bits), moved
-        slots[name] = kind, payload
+        payload, after[name] = _packed(kind, old, value, bits)
+        if old is None or not same_bits(old, after[name]):
+            slots[name] = kind, payload
     removed = [name for name in held.tensors if name not in new.tensors]
     for name in removed:
         del after[name]
     plain = None if encode(held.plain) == encode(new.plain) else new.plain
     data = encode({"bits": bits, "slots": slots, "removed": removed, "plain": plain})
     return data, State(after, {name: new.kinds[name] for name in after}, new.plain)
+
+
+def _packed(kind: str, old: torch.Tensor | None, value: torch.Tensor, bits: int) -> tuple[Any, torch.Tensor]:
+    """How a slot travels, and what it becomes."""
+    import torch
+
+    if kind == INNER and (name := str(value.dtype).removeprefix("torch.")) in ROUNDED:
+        rounded = value.detach().to(torch.bfloat16)
+        return (rounded, name), rounded.to(value.dtype)
+    if old is not None and _coarse(kind, old) and (old.shape, old.dtype) == (value.shape, value.dtype):
+        difference = (value.detach().to(_wide(old)) - old.to(_wide(old))).float().reshape(-1)
+        packed, scales, delta = quantize(difference, bits)
+        moved = _moved(old, delta)
+        if bool(scales.isfinite().all()) and bool(moved.isfinite().all()):
+            return thinned(packed, scales, bits), moved
+    return value, value
 
 
 def apply_step(held: State, data: bytes | bytearray | memoryview, *, max_bytes: int) -> State:
@@ -77,6 +90,8 @@ def apply_step(held: State, data: bytes | bytearray | memoryview, *, max_bytes: 
         old = held.tensors.get(name)
         if isinstance(payload, torch.Tensor):
             tensors[name] = payload
+        elif kind == INNER:
+            tensors[name] = _widened(payload)
         elif old is None or held.kinds[name] != kind or not _coarse(kind, old):
             raise CodecError(f"a step changes {name}, which isn't held", slot=name)
         else:
@@ -88,6 +103,12 @@ def apply_step(held: State, data: bytes | bytearray | memoryview, *, max_bytes: 
             raise CodecError("a step removes a slot that isn't held")
         del tensors[name], kinds[name]
     return State(tensors, kinds, held.plain if plain is None else plain)
+
+
+def same_weights(a: State, b: State) -> bool:
+    """Whether the parameters that steps would quantise are the same, bit for bit: then nobody changed them but merges."""
+    names = {n for state in (a, b) for n, t in state.tensors.items() if _coarse(state.kinds[n], t)}
+    return all(n in a.tensors and n in b.tensors and same_bits(a.tensors[n], b.tensors[n]) for n in names)
 
 
 def digest_of(state: State) -> bytes:
@@ -107,6 +128,16 @@ def digest_of(state: State) -> bytes:
 def _coarse(kind: str, tensor: torch.Tensor) -> bool:
     """Whether the slot's differences are quantised."""
     return kind == PARAM and tensor.dtype.is_floating_point and tensor.numel() > BLOCK
+
+
+def _widened(payload: Any) -> torch.Tensor:
+    import torch
+
+    if type(payload) is not tuple or len(payload) != 2 or type(payload[1]) is not str or payload[1] not in ROUNDED:
+        raise CodecError("not rounded optimizer state")
+    if not isinstance(payload[0], torch.Tensor) or payload[0].dtype != torch.bfloat16:
+        raise CodecError("not a value in bfloat16")
+    return payload[0].to(getattr(torch, payload[1]))
 
 
 def _moved(old: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:

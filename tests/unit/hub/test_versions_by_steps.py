@@ -46,7 +46,11 @@ def test_a_run_travels_by_steps_and_counts_everything(tmp_path: Path) -> None:
                 assert sorted(kernel.counted()) == list(range(90))
                 await kernel.enter(hub.spec(strategy, 30), None)  # the notebook changed nothing: steps go on
                 await kernel.loop(30)
-                await kernel.close()
+                state = await kernel.close()
+                state.plain["lr"] = 0.05  # nor does it here, but for what is small
+                await kernel.enter(hub.spec(strategy, 30), state)
+                await kernel.loop(30)
+                assert (await kernel.close()).plain == {"lr": 0.05}
                 fetched = [kind for worker in workers for kind in worker.fetched]
                 down[strategy.down_bits] = (await kernel.finish())["bytes_down"]
                 if strategy is STEPS:

@@ -14,7 +14,7 @@ from depin_nb.core.codec import decode, encode
 from depin_nb.core.errors import CodecError
 from depin_nb.core.state import State
 from depin_nb.training.compress import same_bits
-from depin_nb.training.downlink import apply_step, digest_of, encode_step
+from depin_nb.training.downlink import apply_step, digest_of, encode_step, same_weights
 
 MAX = 1 << 24
 torch.set_num_threads(1)
@@ -76,7 +76,7 @@ def test_a_step_is_small_and_nothing_costs_nothing() -> None:
 
 def test_slots_appear_change_and_go() -> None:
     old, new = version(1), version(2)
-    new.tensors["optimizer/0/exp_avg"], new.kinds["optimizer/0/exp_avg"] = torch.ones(40, 33), "inner"
+    new.tensors["optimizer/0/exp_avg"], new.kinds["optimizer/0/exp_avg"] = torch.ones(40, 33), "inner"  # exact in bfloat16
     new.tensors["model/w"] = torch.ones(3, 2)
     new.tensors["model/half"] = new.tensors["model/half"].float()
     new.kinds["model/wide"] = "buffer"
@@ -85,6 +85,35 @@ def test_slots_appear_change_and_go() -> None:
     assert alike(apply_step(old, data, max_bytes=MAX), after)
     assert alike(after, new)
     assert after.kinds == new.kinds
+
+
+def test_optimizer_state_is_rounded_once_and_then_costs_nothing() -> None:
+    old, new = version(0), version(0)
+    new.tensors["optimizer/0/exp_avg_sq"], new.kinds["optimizer/0/exp_avg_sq"] = torch.rand(400), "inner"
+    data, after = encode_step(old, new, bits=4)
+    assert alike(apply_step(old, data, max_bytes=MAX), after)
+    assert torch.allclose(after.tensors["optimizer/0/exp_avg_sq"], new.tensors["optimizer/0/exp_avg_sq"], rtol=0.004)
+    assert len(data) < 1400
+    again, still = encode_step(after, new, bits=4)
+    assert len(again) < 100
+    assert alike(still, after)
+    message = decode(data)
+    for payload in (torch.rand(400, dtype=torch.float64), 1.0), (torch.rand(4).bfloat16(), "int8"), (torch.rand(4).bfloat16(),), 7:
+        slots = {**message["slots"], "optimizer/0/exp_avg_sq": ("inner", payload)}
+        with pytest.raises(CodecError):
+            apply_step(old, encode({**message, "slots": slots}), max_bytes=MAX)
+
+
+def test_the_same_weights() -> None:
+    a, b = version(3), version(3)
+    b.tensors["model/mean"] += 1
+    b.tensors["model/b"] += 1
+    assert same_weights(a, b)
+    b.tensors["model/w"][0, 0] += 1
+    assert not same_weights(a, b)
+    del b.tensors["model/w"]
+    assert not same_weights(a, b)
+    assert not same_weights(b, a)
 
 
 def test_a_version_with_nan_travels_whole() -> None:

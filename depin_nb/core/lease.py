@@ -11,11 +11,13 @@ from typing import Any
 class StrategyConfig:
     """How leases become one model.
 
-    `name`: `sync` (mean gradient at every backward, over all workers) or `local` (`inner_steps` steps, then a merge).
+    `name`: `sync` (mean gradient at every backward, over all workers), `local` (`inner_steps` steps, then a merge) or `sparse` (as `local`,
+    but of large parameters only the largest changes travel).
     `solo`: one worker runs all leases in order in one living namespace (exact; bit-identical with `sync`).
     `inner_steps`: iterations a worker of ordinary speed does between merges (`local`), or a gang does together (`sync`).
-    `outer_lr`, `outer_momentum`: the outer step of `local` (1 and 0 = plain averaging).
-    `bits`: how a change travels: 32 (raw new values), 8 or 4 (block-wise integers with error feedback).
+    `outer_lr`, `outer_momentum`: the outer step of `local` and `sparse` (1 and 0 = plain averaging).
+    `bits`: how a change travels: 32 (raw new values), 8 or 4 (block-wise integers with error feedback), 2 (the largest values alone).
+    `down_bits`: how a new version travels to workers: 32 (whole), 8 or 4 (a step from the one that they hold).
     """
 
     name: str = "sync"
@@ -25,6 +27,7 @@ class StrategyConfig:
     outer_momentum: float = 0.0
     bits: int = 32
     error_feedback: bool = True
+    down_bits: int = 32
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -257,7 +257,7 @@ class Coordinator:
             self.last_rejection.pop(run.run_id, None)
             for member in self.members.values():
                 member.forget(run.run_id)
-            run.weights = run.outer = None
+            run.weights = run.outer = run.reference = None
             self.ended[run.run_id] = run
             while len(self.ended) > ENDED_KEPT:
                 del self.ended[next(iter(self.ended))]

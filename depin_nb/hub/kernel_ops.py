@@ -11,6 +11,7 @@ from depin_nb.core.errors import HubError, NoSuchRun, UsageError
 from depin_nb.core.lease import EntrySpec, Unit
 from depin_nb.core.packages import checked, other_versions
 from depin_nb.core.state import State
+from depin_nb.training.downlink import same_weights
 from depin_nb.training.lifecycle import Trigger
 
 from . import resumable
@@ -144,6 +145,8 @@ class KernelOps:
             weights = await hub.in_executor(State.from_bytes, state)
             version = active.version + 1
             await hub.in_executor(hub.states.write, run, version, state)
+            if active.weights is None or not await hub.in_executor(same_weights, active.weights, weights):
+                active.reference = None  # what the notebook changed travels exactly
         elif active.weights is not None:
             weights, version = active.weights, active.version
         else:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from depin_nb.core.state import State
     from depin_nb.training.merge import OuterState
 
+    from .references import Reference
     from .resuming import Past
 
 MAX_POINTS = 20_000
@@ -84,6 +85,7 @@ class Run:
     version: int = -1
     weights: State | None = None  # the newest version
     outer: OuterState | None = None
+    reference: Reference | None = None  # what its workers hold, where versions travel by steps
     done_before: int = 0  # iterations merged in earlier entries
     iterations: int = 0
     most_workers: int | None = None  # as the user limits it

@@ -11,10 +11,12 @@ from depin_nb.core.errors import CodecError, HubError, UsageError
 from depin_nb.core.lease import Report
 from depin_nb.ledger.wallet import is_address
 from depin_nb.training.compress import Change, decode_change
+from depin_nb.training.downlink import STEP_BITS
 from depin_nb.training.lifecycle import LeaseState, Trigger
 
 from .entry import OUT, Entry, LeaseRecord
 from .members import Member, member_of
+from .references import Reference
 from .run import Run
 
 if TYPE_CHECKING:
@@ -153,14 +155,37 @@ class WorkerOps:
         active.bytes_down += len(data)
         return {"data": data}
 
-    async def version(self, worker: str, run: str, version: int) -> dict[str, Any]:
+    async def version(self, worker: str, run: str, version: int, have: dict[str, Any] | None = None) -> dict[str, Any]:
+        """`{"version", "state"}`, the version whole, with `digest` where later ones may come as steps; or `{"version", "steps", "digest"}`
+        from what the worker says to `have`: `{"version", "digest"}`."""
         self._member(worker)
         active = self._run(run)
         if type(version) is not int or version < 0:
             raise HubError("that isn't a version")
+        reference = await self._reference(active, version)
+        if reference is not None and (way := reference.way(have, version)) is not None:
+            active.bytes_down += sum(map(len, way[0]))
+            return {"version": version, "steps": way[0], "digest": way[1]}
+        if reference is not None and reference.state is not None and reference.version == version:
+            state, digest = reference.state, reference.digest
+            data = await self._hub.in_executor(state.to_bytes)
+            active.bytes_down += len(data)
+            return {"version": version, "state": data, "digest": digest}
         data = await self._hub.in_executor(self._hub.states.read, active.run_id, version)
         active.bytes_down += len(data)
         return {"version": version, "state": data}
+
+    async def _reference(self, run: Run, version: int) -> Reference | None:
+        """What the run's workers hold, brought to `version` where that is the newest; None where versions travel whole."""
+        bits = run.entry.spec.strategy.down_bits if run.entry is not None else 32
+        if bits not in STEP_BITS:
+            return None
+        if run.reference is None or run.reference.bits != bits:
+            run.reference = Reference(bits)
+        reference = run.reference
+        if version == run.version and run.weights is not None:
+            await reference.advance(version, run.weights, self._hub.in_executor)
+        return reference
 
     async def reduce(self, worker: str, run: str, gang: str, step: int, rank: int, weight: float, data: bytes) -> dict[str, Any]:
         """`{"data": codec gradients}`, the same bytes for all ranks, or `{"abort": reason}`."""

@@ -10,7 +10,7 @@ from depin_nb.core.amount import parse as amount
 from depin_nb.core.errors import UsageError
 
 BACKENDS = ("local", "depin")
-STRATEGIES = ("auto", "sync", "local")
+STRATEGIES = ("auto", "sync", "local", "sparse")
 DATA = ("auto", "whole", "samples", "worker")
 RUN = "RUN"
 RUN_ACTIONS = ("check", "checkpoints")
@@ -143,7 +143,8 @@ COMMANDS = (
         (
             Argument(
                 "--strategy",
-                "sync: the workers merge after every step; local: each takes several steps between merges; auto chooses",
+                "sync: the workers merge after every step; local: each takes several steps between merges; sparse: as local, but sends "
+                "only the largest changes, for thin links and long runs; auto chooses",
                 choices=STRATEGIES,
                 default="auto",
             ),
@@ -156,7 +157,7 @@ COMMANDS = (
                 default=False,
             ),
             Argument("--workers", "use at most N workers", "N", kind=at_least(1)),
-            Argument("--inner-steps", "with --strategy local: steps between merges", "H", kind=at_least(1)),
+            Argument("--inner-steps", "with --strategy local or sparse: steps between merges", "H", kind=at_least(1)),
             Argument(
                 "--bits",
                 "bits for each number of a change on its way to the hub: fewer are faster and coarser",

@@ -12,7 +12,7 @@ _OWN = ("budget", "name", "resume")  # of one run alone
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """`strategy`: auto, sync or local. `budget`: the most that the run may spend (None: the session's). `workers`: at most so many.
+    """`strategy`: auto, sync, local or sparse. `budget`: the most that the run may spend (None: the session's). `workers`: at most so many.
 
     `inner_steps`: steps between merges; `bits`: how changes travel (4, 8, 32); None: chosen.
     `data`: how datasets travel: auto, whole, samples (of each lease) or worker (built there from its own files).

@@ -17,8 +17,9 @@ _BASIC = ("torch", "numpy")  # every worker has them: they are named after the o
 
 @dataclass(frozen=True)
 class Plan:
-    """`where`: the loop and its line. `program_bytes` and `blob_bytes` go to each worker once, `state_bytes` each version down,
-    `change_bytes` each lease up, `unit_bytes` each iteration's share of the data down. `lacking`: what keeps workers out of the run.
+    """`where`: the loop and its line. `program_bytes` and `blob_bytes` go to each worker once, `state_bytes` the first version down and
+    `down_bytes` each later one (0: as many), `change_bytes` each lease up, `unit_bytes` each iteration's share of the data down.
+    `lacking`: what keeps workers out of the run.
     `rows`: the same work elsewhere, side by side; every figure tagged.
     """
 
@@ -40,6 +41,7 @@ class Plan:
     unit_bytes: int = 0
     data: str = ""
     lacking: tuple[str, ...] = ()
+    down_bytes: int = 0
     manifest: Manifest = field(default_factory=Manifest)
 
     def headline(self) -> str:
@@ -127,7 +129,7 @@ class Plan:
         return f"the iterations: each worker takes about {self.strategy.inner_steps} in a row, then all are merged"
 
     def _lease(self) -> str:
-        down = f"{size(self.unit_bytes)} an iteration and a version of {size(self.state_bytes)} down"
+        down = f"{size(self.unit_bytes)} an iteration and a version of {size(self.down_bytes or self.state_bytes)} down"
         return f"{down}; its change, about {size(self.change_bytes)}, up"
 
     def _largest(self) -> str:

@@ -18,6 +18,7 @@ from ..metering import price
 from ..metering.estimate import FleetDevice, estimate
 from ..metering.estimate import Probe as Figures
 from ..training.compress import encode_change
+from ..training.downlink import encode_step
 from .plan import Plan, kinds, size
 
 ASSUMED_ITERATIONS = 100  # for the estimate, where the loop's length isn't known
@@ -64,9 +65,10 @@ def make_plan(
 ) -> Plan:
     """The plan of one loop. `workers`: the devices that would take part."""
     change = len(encode_change(_like(state), state, bits=strategy.bits, include_inner=strategy.bits == 32)[0])
+    down = state.nbytes() if strategy.down_bits == 32 else len(encode_step(_like(state), state, bits=strategy.down_bits)[0])
     iterations = entering.total or ASSUMED_ITERATIONS
     per_round = max(1, strategy.inner_steps * (1 if strategy.solo else len(workers)))
-    figures = Figures(probe.flops, probe.seconds, iterations, -(-iterations // per_round), change, state.nbytes())
+    figures = Figures(probe.flops, probe.seconds, iterations, -(-iterations // per_round), change, down)
     fleet = [_fleet_device(d.kind) for d in workers if d.simulated] or [
         _fleet_device(k) for k in ("phone", "laptop", "single-board", "phone")
     ]
@@ -87,6 +89,7 @@ def make_plan(
         program_bytes=len(shipment.program),
         blob_bytes=sum(map(len, shipment.blobs.values())),
         state_bytes=state.nbytes(),
+        down_bytes=down,
         change_bytes=change,
         stays=shipment.manifest.stays,
         ships=kinds(named),

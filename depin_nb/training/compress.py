@@ -1,8 +1,9 @@
 """A state's change as bytes: what a worker sends for a lease, and how the hub reads it without trusting it.
 
 How a slot travels follows from its kind, dtype and size alone (`_form`), so the bytes name no form and can't choose one:
-RAW new values (bit-exact); DELTA, a float32 difference; BLOCKS, a quantised difference (`quantize.py`); BF16, values rounded to bfloat16.
-With 32 bits everything is RAW. Optimizer state never travels as a quantised difference: `exp_avg_sq` must not become negative.
+RAW new values (bit-exact); DELTA, a float32 difference; BLOCKS, a quantised difference (`quantize.py`, `thin.py`); SPARSE, the
+difference's largest values (`sparse.py`); BF16, values rounded to bfloat16. With 32 bits everything is RAW; with 2, large parameters are
+SPARSE and smaller ones as with 4. Optimizer state never travels as a quantised difference: `exp_avg_sq` must not become negative.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ from depin_nb.core.codec import TORCH_DTYPES, decode, encode
 from depin_nb.core.errors import CodecError
 from depin_nb.core.state import CARRIED, INNER, KINDS, PARAM, RNG, STEP, State
 
-from .quantize import BLOCK, dequantize, quantize
+from .quantize import BLOCK, quantize
+from .sparse import CHUNK, densify, sparsify
+from .thin import restored, thinned
 
 if TYPE_CHECKING:
     import torch
 
-RAW, DELTA, BLOCKS, BF16 = "raw", "delta", "blocks", "bf16"
-BITS = (4, 8, 32)
+RAW, DELTA, BLOCKS, SPARSE, BF16 = "raw", "delta", "blocks", "sparse", "bf16"
+BITS = (2, 4, 8, 32)
+DENSE_BITS = {2: 4, 4: 4, 8: 8}  # of blocks
+RESIDUAL_DECAY = 0.95  # of what SPARSE left out; it stands in for the outer momentum (SparseLoCo, arXiv:2508.15706)
 APPEARING = (INNER, STEP, CARRIED, RNG)  # kinds of which a worker may make slots (an optimizer makes its state at the first step)
 RESHAPING = (CARRIED, RNG)  # kinds whose shape may change (a hidden state at a short last batch)
 SOLO_ONLY = (CARRIED, RNG)
@@ -49,13 +54,14 @@ def encode_change(
 ) -> tuple[bytes, dict[str, torch.Tensor]]:
     """`(codec bytes, residual)` of the change from `base` to `new`; slots that are bitwise equal cost nothing.
 
-    `bits` 32: raw new values of every kind. 4 or 8: parameters as differences, quantised where a slot has more than one block;
-    carried tensors and generators stay. `include_inner`: whether float optimizer state goes along.
-    `residual`: what quantisation lost before (float32, by slot), added to this change; the one returned is what is lost now. A caller
+    `bits` 32: raw new values of every kind. 4 or 8: parameters as differences, quantised where a slot has more than one block; 2: as 4,
+    but of slots of more than one chunk only the largest values. Carried tensors and generators stay with fewer than 32.
+    `include_inner`: whether float optimizer state goes along.
+    `residual`: what compression lost before (float32, by slot), added to this change; the one returned is what is lost now. A caller
     without error feedback passes none and drops what it gets. Raises CodecError for a slot that can't change this way.
     """
     if bits not in BITS:
-        raise CodecError(f"{bits} bits aren't offered", hint="Use 4, 8 or 32.")
+        raise CodecError(f"{bits} bits aren't offered", hint="Use 2, 4, 8 or 32.")
     left = dict(residual or {})
     slots: dict[str, tuple[str, Any]] = {}
     for name, value in new.tensors.items():
@@ -90,11 +96,16 @@ def _packed(name: str, kind: str, old: torch.Tensor | None, value: torch.Tensor,
     if form == DELTA:
         return delta
     flat = delta.reshape(-1)
-    if name in left:
-        flat = flat + left[name].reshape(-1)
-    packed, scales, restored = quantize(flat, bits)
-    left[name] = (flat - restored).nan_to_num_(0.0, 0.0, 0.0).reshape(value.shape)
-    return packed, scales
+    if (before := left.get(name)) is not None and before.shape == value.shape:
+        flat = flat + before.reshape(-1) * (RESIDUAL_DECAY if form == SPARSE else 1.0)
+    payload: tuple[Any, ...]
+    if form == SPARSE:
+        payload, sent = sparsify(flat)
+    else:
+        packed, scales, sent = quantize(flat, DENSE_BITS[bits])
+        payload = thinned(packed, scales, DENSE_BITS[bits])
+    left[name] = (flat - sent).nan_to_num_(0.0, 0.0, 0.0).reshape(value.shape)
+    return payload
 
 
 def decode_change(data: bytes | bytearray | memoryview, base: State, *, max_bytes: int) -> Change:
@@ -154,7 +165,7 @@ def _restored(kind: str, old: torch.Tensor | None, payload: Any, bits: int, chan
     """Puts the slot into `change`; returns the value, or None when it is a difference."""
     import torch
 
-    if old is not None and (form := _form(kind, old, bits)) in (DELTA, BLOCKS):
+    if old is not None and (form := _form(kind, old, bits)) in (DELTA, BLOCKS, SPARSE):
         largest = min(float(torch.finfo(old.dtype).max), float(torch.finfo(torch.float32).max))
         change.deltas[name] = _delta(form, old, payload, bits, largest)
         return None
@@ -180,9 +191,9 @@ def _delta(form: str, old: torch.Tensor, payload: Any, bits: int, largest: float
     import torch
 
     if form == BLOCKS:
-        if type(payload) is not tuple or len(payload) != 2 or not all(isinstance(part, torch.Tensor) for part in payload):
-            raise CodecError("not a quantised change")
-        return dequantize(*payload, old.numel(), bits, largest=largest).reshape(old.shape)
+        return restored(payload, old.numel(), DENSE_BITS[bits], largest=largest).reshape(old.shape)
+    if form == SPARSE:
+        return densify(payload, old.numel(), largest=largest).reshape(old.shape)
     if not isinstance(payload, torch.Tensor) or payload.dtype != torch.float32 or payload.shape != old.shape:
         raise CodecError("not a change of this slot's shape")
     if payload.numel() and not bool((payload.abs() <= largest).all()):  # false for NaN as well
@@ -204,6 +215,8 @@ def _form(kind: str, tensor: torch.Tensor, bits: int) -> str:
     if bits == 32 or not tensor.dtype.is_floating_point:
         return RAW
     if kind == PARAM:
+        if bits == 2 and tensor.numel() > CHUNK:
+            return SPARSE
         return BLOCKS if tensor.numel() > BLOCK else DELTA
     return BF16 if kind == INNER and _dtype_name(tensor) in ("float32", "float64") else RAW
 

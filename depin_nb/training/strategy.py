@@ -5,18 +5,21 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
 from depin_nb.core.errors import UsageError
 from depin_nb.core.lease import StrategyConfig
 
-STRATEGIES = ("auto", "sync", "local")
+from .sparse import CHUNK, KEPT
+
+STRATEGIES = ("auto", "sync", "local", "sparse")
 OPTIONS = ("inner_steps", "bits", "outer_lr", "outer_momentum", "error_feedback")
 MAX_INNER_STEPS = 50  # longer rounds drift (docs/training.md) and couldn't be audited by replay
 UNKNOWN_INNER_STEPS = 10  # when the loop's length isn't known, it may be short
 ROUNDS = 3  # merges to have at least in an entry: more cost transfers and gain nothing (bench/local_steps.py)
+DOWN_BITS = {2: 4, 4: 4, 8: 8, 32: 32}  # new versions travel as coarsely as changes do, or by 4 bits where these are sparse
 OUTER_MOMENTUM = 0.3  # of 0 to 0.5, with outer rate 1, what came closest to a local run on short runs (bench/local_steps.py)
 
 
@@ -25,8 +28,8 @@ def choose(
 ) -> tuple[StrategyConfig, str]:
     """The strategy of a run and the reason in plain words.
 
-    `requested`: `auto` (as None), `sync` or `local`. `backend`: `local` (fast links) or `depin` (home links). `total`: iterations of an
-    entry, None when unknown. `solo_reason`: why the loop can't be spread, None when it can. `options`: settings of `StrategyConfig`
+    `requested`: `auto` (as None), `sync`, `local` or `sparse`. `backend`: `local` (fast links) or `depin` (home links). `total`: iterations
+    of an entry, None when unknown. `solo_reason`: why the loop can't be spread, None when it can. `options`: settings of `StrategyConfig`
     that the user gave (`inner_steps`, `bits`, `outer_lr`, `outer_momentum`, `error_feedback`); None counts as not given.
     Raises UsageError for names and values that can't be used.
     """
@@ -51,11 +54,16 @@ def choose(
         config = StrategyConfig(name="sync", solo=False, inner_steps=steps)
         return config, f"{why}: {workers} workers average their gradients at every step, so a step sees {workers} batches"
     own = {"name": "local", "solo": False, "inner_steps": steps, "outer_momentum": OUTER_MOMENTUM, "bits": 4}
+    if name == "sparse":
+        if "bits" in given:
+            raise UsageError("bits says nothing to strategy sparse", hint="sparse sends 2 bits of each value; use --strategy local.")
+        own |= {"name": "sparse", "outer_momentum": 0.0, "bits": 2}  # what is left out and sent later has a momentum of its own
     config = StrategyConfig(**{**own, **given})
-    why = "as asked" if name == "local" else "home links are slow"
+    config = replace(config, down_bits=DOWN_BITS[config.bits])
+    why = "home links are slow" if name == "auto" else "as asked"
     chosen = f"about {ROUNDS} merges an entry, at most {MAX_INNER_STEPS} iterations" if total else "the loop's length isn't known"
     length = "as asked" if inner_steps else chosen
-    sent = "whole values" if config.bits == 32 else f"{config.bits}-bit changes"
+    sent = {32: "whole values", 2: f"the largest {KEPT} changes of each {CHUNK:,}"}.get(config.bits, f"{config.bits}-bit changes")
     return config, f"{why}, each of {workers} workers takes about {steps} iterations between merges ({length}) and sends {sent}"
 
 

@@ -89,11 +89,13 @@ class Agent:
         from ..network.shaping import Link
         from .device import Pacer
         from .link import HubLink
+        from .residuals import residuals_of
         from .runner import LeaseRunner
 
         device = self.device
         hub = HubLink(self.scheduler, address, Link(device.up_mbit_s, device.down_mbit_s, device.latency_ms / 1000))
-        runner = LeaseRunner(hub.ask, Pacer(device.speed) if device.simulated else None)
+        pacer = Pacer(device.speed) if device.simulated else None
+        runner = LeaseRunner(hub.ask, pacer, residuals=residuals_of(config.home(), self.name))
         try:
             await hub.call("depin_join", profile=device.name, wallet=self.wallet, facts=self.facts)
             log.info("%s has joined", self.name)

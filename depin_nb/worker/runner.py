@@ -14,6 +14,8 @@ from ..core.state import INNER, STEP, State
 from .blobs import BlobCache
 from .device import Pacer
 from .link import Dropped, Go
+from .residuals import Residuals
+from .versions import MAX_STATE_BYTES, Versions
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from ..loop.halves.record import Outcome
 
 MAX_SEATS = 2  # runs that take turns on this worker without opening their programs again
-MAX_STATE_BYTES = 64 << 30
 
 Ask = Callable[..., Any]  # (op, go, **request) -> answer; see HubLink.ask
 
@@ -57,7 +58,7 @@ class Seat:
     """What this worker keeps of one run's entry between its leases.
 
     `version`, `state`: the version that the half's objects stand at and a copy of it, None when they stand at none (solo only).
-    `inner`: its own optimizer state (INNER and STEP slots); `residual`: what compression lost, by slot.
+    `inner`: its own optimizer state (INNER and STEP slots).
     """
 
     spec: EntrySpec
@@ -65,7 +66,6 @@ class Seat:
     version: int | None = None
     state: State | None = None
     inner: State = field(default_factory=State)
-    residual: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,21 @@ class Finished:
 class LeaseRunner:
     """One lease at a time (torch's generators belong to the process); call it from one thread."""
 
-    def __init__(self, ask: Ask, pacer: Pacer | None = None, *, opener: OpenHalf = open_half, blobs: BlobCache | None = None) -> None:
+    def __init__(
+        self,
+        ask: Ask,
+        pacer: Pacer | None = None,
+        *,
+        opener: OpenHalf = open_half,
+        blobs: BlobCache | None = None,
+        residuals: Residuals | None = None,
+    ) -> None:
         self._ask = ask
         self._pacer = pacer
         self._opener = opener
         self._blobs = blobs or BlobCache()
+        self._residuals = residuals or Residuals()
+        self._versions = Versions()
         self._seats: OrderedDict[tuple[str, int], Seat] = OrderedDict()
 
     def run(self, lease: Lease, go: Go) -> Finished | None:
@@ -110,13 +120,14 @@ class LeaseRunner:
         if strategy.solo and strategy.bits == 32:
             # its change alone is the next version, bit for bit
             seat.version, seat.state = finished.lease.base_version + 1, finished.state
-        elif strategy.name == "local":
+        elif strategy.name != "sync":
             own = {name for name, kind in finished.state.kinds.items() if kind in (INNER, STEP)}
             seat.inner = State({n: finished.state.tensors[n] for n in own}, {n: finished.state.kinds[n] for n in own})
-            seat.residual = finished.residual if strategy.error_feedback else {}
+            self._residuals.accept(finished.lease.run_id, finished.residual)
 
     def refused(self, finished: Finished) -> None:
         """The hub did not take the report: what the objects hold now counts for nothing."""
+        self._residuals.refuse(finished.lease.run_id)
         self._leave(finished.seat)
 
     def _leave(self, seat: Seat | None) -> None:
@@ -149,13 +160,16 @@ class LeaseRunner:
         if outcome.stopped or not go():
             return None
         new = half.state()
+        feeds_back = strategy.error_feedback and strategy.bits != 32
         change, residual = encode_change(
             base,
             new,
             bits=strategy.bits,
-            residual=seat.residual if strategy.error_feedback else None,
+            residual=self._residuals.of(lease.run_id) if feeds_back else None,
             include_inner=lease.final or strategy.bits == 32,
         )
+        residual = residual if feeds_back else {}
+        self._residuals.write(lease.run_id, residual)
         report = Report(
             lease_id=lease.lease_id,
             done=outcome.done,
@@ -199,8 +213,7 @@ class LeaseRunner:
         """The lease's base version, loaded into the half. A solo worker that stands there goes on in its living objects."""
         if seat.version == lease.base_version and seat.state is not None:
             return seat.state
-        answer = self._ask("depin_version", go, run=lease.run_id, version=lease.base_version)
-        base = State.from_bytes(answer["state"], max_bytes=MAX_STATE_BYTES)
+        base = self._versions.get(lambda op, **request: self._ask(op, go, **request), lease.run_id, lease.base_version)
         assert seat.half is not None
         seat.half.load(overlaid(base, seat.inner))
         return base

@@ -25,6 +25,7 @@ from depin_nb.ledger.wallet import Wallet, Wallets
 from depin_nb.metering import price
 from depin_nb.training.allreduce import decode_grads, encode_grads
 from depin_nb.training.compress import encode_change
+from depin_nb.training.downlink import apply_step, digest_of
 
 torch.set_num_threads(1)
 
@@ -148,6 +149,8 @@ class FakeWorker:
         self.on_lease = asyncio.Event()
         self.gate: asyncio.Event | None = None  # when set, each report waits for it
         self.task: asyncio.Task[None] | None = None
+        self.held: tuple[int, bytes, State] | None = None  # the reference, where versions travel by steps
+        self.fetched: list[str] = []
         self._living: tuple[int, State] | None = None
 
     @property
@@ -217,8 +220,19 @@ class FakeWorker:
     async def _base(self, lease: Lease) -> State:
         if self._living is not None and self._living[0] == lease.base_version:
             return self._living[1]
-        answer = await self.ops.version(self.address, lease.run_id, lease.base_version)
-        return State.from_bytes(answer["state"])
+        have = None if self.held is None else {"version": self.held[0], "digest": self.held[1]}
+        answer = await self.ops.version(self.address, lease.run_id, lease.base_version, have)
+        if "steps" in answer:
+            assert self.held is not None
+            state = self.held[2]
+            for data in answer["steps"]:
+                state = apply_step(state, data, max_bytes=1 << 20)
+            assert digest_of(state) == answer["digest"]
+        else:
+            state = State.from_bytes(answer["state"])
+        self.fetched.append("steps" if "steps" in answer else "whole")
+        self.held = (lease.base_version, answer["digest"], state) if "digest" in answer else None
+        return state
 
     def _solo(self, lease: Lease) -> bool:
         entry = self.hub.coordinator.runs[lease.run_id].entry

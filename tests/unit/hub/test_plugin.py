@@ -24,7 +24,7 @@ class Remote:
         self.rpc = rpc(address)
 
     def __getattr__(self, op: str):
-        names = {"lease": ("worker", "timeout_s"), "report": ("worker", "report"), "version": ("worker", "run", "version")}[op]
+        names = {"lease": ("worker", "timeout_s"), "report": ("worker", "report"), "version": ("worker", "run", "version", "have")}[op]
 
         async def call(*args):
             return await getattr(self.rpc, f"depin_{op}")(**dict(zip(names, args, strict=True)))

@@ -98,7 +98,7 @@ def complete(text: str) -> list[str]:
         ("%depin up ", ["local", "depin", "--workers", "--budget"]),
         ("%depin up local --b", ["--budget"]),
         ("%depin scale 2 --backend d", ["depin"]),
-        ("%%depin train --strategy ", ["auto", "sync", "local"]),
+        ("%%depin train --strategy ", ["auto", "sync", "local", "sparse"]),
         ("%%depin train --bits ", ["4", "8", "32"]),
         ("%%depin train --dry-run --na", ["--name"]),
         ("x = 1\n%depin u", ["up"]),

@@ -26,7 +26,7 @@ def chosen(
 
 
 def test_one_worker_is_exact() -> None:
-    for requested in (None, "auto", "sync", "local"):
+    for requested in (None, "auto", "sync", "local", "sparse"):
         config, reason = chosen(requested, workers=1, bits=4)
         assert (config.name, config.solo, config.bits) == ("sync", True, 32)
         assert "one worker" in reason
@@ -47,7 +47,9 @@ def test_fast_links_average_gradients() -> None:
 
 def test_home_links_take_local_steps() -> None:
     config, reason = chosen()
-    assert config == StrategyConfig("local", solo=False, inner_steps=50, outer_lr=1.0, outer_momentum=0.3, bits=4, error_feedback=True)
+    assert config == StrategyConfig(
+        "local", solo=False, inner_steps=50, outer_lr=1.0, outer_momentum=0.3, bits=4, error_feedback=True, down_bits=4
+    )
     assert "4-bit" in reason
 
 
@@ -75,13 +77,21 @@ def test_options_are_taken_and_checked() -> None:
         chosen("sync", bits=4)
 
 
+def test_sparse_keeps_the_largest_changes() -> None:
+    config, reason = chosen("sparse", inner_steps=30)
+    assert config == StrategyConfig("sparse", solo=False, inner_steps=30, outer_momentum=0.0, bits=2, down_bits=4)
+    assert "64 changes of each 4,096" in reason
+    with pytest.raises(UsageError, match="bits"):
+        chosen("sparse", bits=4)
+
+
 def test_unknown_names_get_the_nearest() -> None:
     with pytest.raises(UsageError, match="did you mean local"):
         chosen("locl")
     with pytest.raises(UsageError) as caught:
         chosen("zzz")
     assert "did you mean" not in str(caught.value)
-    assert "auto, sync, local" in str(caught.value)
+    assert "auto, sync, local, sparse" in str(caught.value)
 
 
 speeds = st.dictionaries(st.text("abcdef", min_size=1, max_size=3), st.floats(0.01, 100), max_size=8)

@@ -12,9 +12,11 @@ from depin_nb.core.state import CARRIED, INNER, PARAM, STEP, State
 from depin_nb.loop.halves.record import GangAborted, Outcome
 from depin_nb.training.allreduce import decode_grads, encode_grads
 from depin_nb.training.compress import decode_change
+from depin_nb.training.downlink import digest_of, encode_step
 from depin_nb.worker.blobs import BlobCache
 from depin_nb.worker.device import Pacer
 from depin_nb.worker.link import Dropped, Go
+from depin_nb.worker.residuals import Residuals
 from depin_nb.worker.runner import LeaseRunner, failure, overlaid
 
 PROGRAM = b"a program"
@@ -76,6 +78,8 @@ class FakeHub:
         self.versions = {0: State({"model/w": torch.zeros(SIZE)}, {"model/w": PARAM})}
         self.asked = []
         self.reduced = []
+        self.had = []
+        self.steps = None  # what is answered to a worker that holds a version, where versions travel by steps
         self.reduce_answer = None
 
     def ask(self, op, go, **request):
@@ -90,8 +94,12 @@ class FakeHub:
     def depin_blob(self, run, digest):
         return {"data": PROGRAM}
 
-    def depin_version(self, run, version):
-        return {"state": self.versions[version].to_bytes()}
+    def depin_version(self, run, version, have=None):
+        self.had.append(have)
+        if self.steps is not None and have is not None:
+            return self.steps
+        answer = {"state": self.versions[version].to_bytes()}
+        return answer if self.steps is None else {**answer, "digest": digest_of(self.versions[version])}
 
     def depin_reduce(self, **request):
         self.reduced.append(request)
@@ -109,14 +117,22 @@ def _one_thread():
     CountingHalf.opened = 0
 
 
-def runner_of(hub, pacer=None):
-    halves = []
+class Halves(list):
+    """The halves that a runner opened."""
+
+    def on_open(self, half):
+        """Told of each."""
+
+
+def runner_of(hub, pacer=None, residuals=None):
+    halves = Halves()
 
     def opener(program, blob):
         halves.append(CountingHalf(program, blob))
+        halves.on_open(halves[-1])
         return halves[-1]
 
-    return LeaseRunner(hub.ask, pacer, opener=opener), halves
+    return LeaseRunner(hub.ask, pacer, opener=opener, residuals=residuals), halves
 
 
 def test_solo_goes_on_in_its_living_objects():
@@ -181,6 +197,33 @@ def test_a_refused_local_lease_leaves_no_trace_in_the_optimizer_state():
     runner.refused(runner.run(lease_of(3, 50, 0), Go()))
     third = runner.run(lease_of(3, 2, 0), Go())
     assert third.state.tensors["optimizer/0/step"].item() == 5
+
+
+def test_a_worker_that_starts_again_sends_what_its_earlier_changes_left_out(tmp_path):
+    hub = FakeHub(StrategyConfig("sparse", solo=False, bits=2))
+    noise = torch.randn(9000, generator=torch.Generator().manual_seed(0))
+    hub.versions[0] = State({"model/w": torch.zeros(9000)}, {"model/w": PARAM})
+
+    def started():
+        runner, halves = runner_of(hub, residuals=Residuals(tmp_path))
+        halves.on_open = lambda half: setattr(half, "on_iteration", lambda index: half.weight.add_(noise - 1))
+        return runner
+
+    runner = started()
+    sent = []
+    for first in range(3):
+        finished = runner.run(lease_of(first, 1, 0), Go())
+        sent.append(decode_change(finished.report.change, hub.versions[0], max_bytes=1 << 20).deltas["model/w"] != 0)
+        if first == 1:
+            runner.refused(finished)  # counts for nothing
+        else:
+            runner.accepted(finished)
+        runner = started()
+    assert torch.equal(sent[1], sent[2])
+    assert not bool((sent[0] & sent[2]).all())
+    plain = LeaseRunner(hub.ask, opener=runner._opener)
+    anew = decode_change(plain.run(lease_of(5, 1, 0), Go()).report.change, hub.versions[0], max_bytes=1 << 20)
+    assert torch.equal(anew.deltas["model/w"] != 0, sent[0])
 
 
 def test_a_lease_that_is_not_wanted_any_more_ends_without_a_report():
@@ -285,6 +328,41 @@ def test_overlay_leaves_out_slots_that_no_longer_fit():
     assert torch.equal(merged.tensors["o"], torch.zeros(2))
     assert torch.equal(merged.tensors["n"], torch.ones(1))
     assert set(base.tensors) == {"a", "o"}
+
+
+def test_versions_come_by_steps_from_the_one_that_is_held():
+    hub = FakeHub(StrategyConfig("local", solo=False, bits=4, down_bits=4))
+    target = State({"model/w": torch.randn(SIZE)}, {"model/w": PARAM})
+    data, after = encode_step(hub.versions[0], target, bits=4)
+    hub.steps = {"version": 1, "steps": [data], "digest": digest_of(after)}
+    runner, halves = runner_of(hub)
+    runner.accepted(runner.run(lease_of(0, 1, 0), Go()))
+    second = runner.run(lease_of(1, 1, 1), Go())
+    assert hub.had == [None, {"version": 0, "digest": digest_of(hub.versions[0])}]
+    assert torch.equal(halves[0].loads[1].tensors["model/w"], after.tensors["model/w"])
+    change = decode_change(second.report.change, after, max_bytes=1 << 20)
+    assert torch.allclose(change.deltas["model/w"], torch.ones(SIZE), atol=1e-5)
+    hub.steps = {"version": 1, "steps": [], "digest": digest_of(after)}
+    runner.run(lease_of(2, 1, 1), Go())
+    assert torch.equal(halves[0].loads[2].tensors["model/w"], after.tensors["model/w"])
+
+
+@pytest.mark.parametrize("wrong", ["digest", "step", "garbage"])
+def test_steps_that_lead_elsewhere_are_found_out_and_the_version_comes_whole(wrong):
+    hub = FakeHub(StrategyConfig("local", solo=False, bits=4, down_bits=4))
+    hub.versions[1] = State({"model/w": torch.randn(SIZE)}, {"model/w": PARAM})
+    other = State({"model/w": torch.ones(SIZE)}, {"model/w": PARAM})
+    data, after = encode_step(other if wrong == "step" else hub.versions[0], hub.versions[1], bits=4)
+    data = b"DPN1 nonsense" if wrong == "garbage" else data
+    hub.steps = {"version": 1, "steps": [data], "digest": bytes(16) if wrong == "digest" else digest_of(after)}
+    runner, halves = runner_of(hub)
+    runner.accepted(runner.run(lease_of(0, 1, 0), Go()))
+    runner.accepted(runner.run(lease_of(1, 1, 1), Go()))
+    assert [have and have["version"] for have in hub.had] == [None, 0, None]
+    assert torch.equal(halves[0].loads[1].tensors["model/w"], hub.versions[1].tensors["model/w"])
+    hub.steps = None
+    runner.run(lease_of(2, 1, 1), Go())
+    assert hub.had[-1] == {"version": 1, "digest": digest_of(hub.versions[1])}  # held again
 
 
 def test_two_seats_are_kept_and_the_oldest_goes():

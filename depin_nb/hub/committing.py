@@ -75,7 +75,11 @@ class Commits:
     def close_rounds(self, run: Run, entry: Entry) -> None:
         """Rounds of which no lease is out any more: those with accepted leases merge, the others just reopen."""
         for rnd in list(entry.rounds):
-            if rnd.merging or rnd.out:
+            if rnd.merging:
+                continue
+            if rnd.out:
+                if rnd.kind == "solo":
+                    return  # later ones build on it
                 continue
             if not rnd.accepted:
                 entry.rounds.remove(rnd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -27,18 +28,24 @@ MAX_ANSWER_BYTES = 32 << 20  # of logs in one depin_results answer; a single lea
 
 @dataclass
 class LeaseRecord:
-    """A lease and what became of it. Only `go` changes its state. Times monotonic, in seconds; amounts in DPN."""
+    """A lease and what became of it. Only `go` changes its state. Times monotonic, in seconds; amounts in DPN.
+
+    `number`: its place among the entry's leases. `begun_s`: since when its member can work on it, None while it waits behind another
+    one; `deadline_s` counts from then.
+    """
 
     lease: Lease
     member: Member
+    number: int
     reserved: Amount
     given_s: float
-    deadline_s: float
+    allowed_s: float
+    begun_s: float | None = None
     state: LeaseState = LeaseState.OPEN
     report: Report | None = None
     change: Change | None = None
     reason: str = ""
-    took_s: float = 0.0  # from lending to report, by the hub's clock
+    took_s: float = 0.0  # from beginning to report, by the hub's clock
 
     def at(self, state: LeaseState) -> bool:
         return self.state is state
@@ -46,6 +53,10 @@ class LeaseRecord:
     def go(self, trigger: Trigger) -> LeaseState:
         self.state = advance(self.state, trigger)
         return self.state
+
+    @property
+    def deadline_s(self) -> float:
+        return math.inf if self.begun_s is None else self.begun_s + self.allowed_s
 
     @property
     def last_index(self) -> int:

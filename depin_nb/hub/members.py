@@ -18,12 +18,13 @@ MAX_SPANS = 2000
 LANE_BINS = 120  # as fine as a lane is drawn
 SMOOTHING = 0.5  # weight of the newest measurement: a device's speed changes with heat and battery, within a few leases
 MAX_REJECTED = 3
+MAX_HELD = 2  # leases of a member: one at work, one ahead
 KINDS = ("local", "phone", "laptop", "single-board", "cloud")
 
 
 @dataclass
 class Member:
-    """A joined worker. `address`: Dask's; `speed`: relative to this machine's core, a fact it gave; `holds`: id of the lease it has.
+    """A joined worker. `address`: Dask's; `speed`: relative to this machine's core, a fact it gave; `held`: leases that it has.
 
     `parked`: the open `depin_lease` call, if it waits in one; `seen_s`: when it last said anything (monotonic).
     """
@@ -39,8 +40,7 @@ class Member:
     seen_s: float
     packages: Mapping[str, str] | None = None  # {distribution: version} as it says; None: it doesn't say
     compiles: bool = True
-    holds: str = ""
-    holds_run: str = ""
+    held: dict[str, str] = field(default_factory=dict)  # lease_id -> run_id: one at work and one ahead, in the order of lending
     parked: asyncio.Future[dict[str, Any]] | None = None
     rejected: dict[str, int] = field(default_factory=dict)  # by run
     leases: dict[str, int] = field(default_factory=dict)  # by run: measured ones
@@ -76,7 +76,12 @@ class Member:
 
     @property
     def free(self) -> bool:
-        return not self.holds
+        return not self.held
+
+    @property
+    def room(self) -> bool:
+        """Whether it asks for a lease and may have one more."""
+        return self.parked is not None and len(self.held) < MAX_HELD
 
 
 def member_of(address: str, profile: str, wallet: str, facts: Mapping[str, Any], session: str, now_s: float) -> Member:

@@ -124,8 +124,8 @@ class Commits:
         hub = self._hub
         loop = asyncio.get_running_loop()
         gap = entry.gap(rnd)
-        behind = [r for r in rnd.accepted if gap is not None and r.lease.first > gap]
-        beyond = [r for r in rnd.accepted if r in behind or (entry.exit_at is not None and r.lease.first > entry.exit_at)]
+        behind = [r for r in rnd.accepted if gap is not None and r.lease.first > gap and not r.spare]
+        beyond = [r for r in rnd.accepted if r in behind or r.spare or (entry.exit_at is not None and r.lease.first > entry.exit_at)]
         kept = [r for r in rnd.accepted if r not in beyond]
         merged: Merged | None = None
         version = run.version

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -19,13 +20,14 @@ from .entry import OUT, Entry, LeaseRecord, Round
 from .gang import GangCall
 from .journal import LeaseRow
 from .members import Member
-from .rounds import Pace, ahead, fair_share, fastest, round_units, solo_length
+from .rounds import DEADLINE_FACTOR, Pace, ahead, fair_share, fastest, round_units, solo_length, worth_doubling
 from .run import Run
 
 if TYPE_CHECKING:
     from .coordinator import Coordinator
 
 MUSTER_S = 1.0  # a member that spoke so recently is on its way back for its next lease: a round waits for it
+PAUSED_S = 1.5  # between two ticks: the hub itself was held up
 NO_WORKERS_AFTER_S = 15.0  # workers that are starting, or a cluster that replaces one, get so long
 SOLO_PIPELINE = 4  # rounds of a solo entry at once: one merging, one handed in, one at work, one ahead
 
@@ -52,6 +54,7 @@ class Leasing:
     def __init__(self, hub: Coordinator) -> None:
         self._hub = hub
         self._turn = 0
+        self._ticked_s = hub.clock.monotonic()
 
     # --- giving -----------------------------------------------------------------------------------------
 
@@ -122,6 +125,7 @@ class Leasing:
     def _serve_local(self, run: Run, entry: Entry) -> None:
         if (rnd := entry.round) is not None:
             self._join_round(run, entry, rnd)
+            self._double(run, entry, rnd)
             return
         if entry.busy:
             return
@@ -151,6 +155,43 @@ class Leasing:
                 if not self._lend_contiguous(run, entry, rnd, member, len(lost), among=rnd.lost):
                     return
                 rnd.lost.difference_update(set(lost).difference(entry.peek(len(lost), contiguous=False, among=lost)))
+
+    def _double(self, run: Run, entry: Entry, rnd: Round) -> None:
+        """Idle members do again what silent or late ones, or at the loop's end the slowest, have out: the first valid report counts."""
+        now = self._hub.clock.monotonic()
+        out = [r for r in rnd.records if r.at(LeaseState.LEASED) and r.twin is None and r.begun_s is not None]
+        idle = [m for m in self.members(run) if m.free and m.parked is not None]
+        rates = self._rates(run, entry, idle)
+        for member in sorted(idle, key=lambda m: -rates[m.worker_id]):
+            needed_s = {id(r): self._pace(run, entry, member, len(r.lease.units)).expected_s for r in out}
+            late = [
+                r
+                for r in out
+                if r.member is not member
+                and worth_doubling(now - (r.begun_s or now), r.pace, needed_s[id(r)], silent=r.member.silent(now), at_end=entry.is_final())
+            ]
+            if not late:
+                continue
+            slowest = max(late, key=lambda r: (r.member.silent(now), (r.begun_s or 0.0) + r.pace.expected_s))
+            if not run.budget.allows(self._worst(entry, member, len(slowest.lease.units))):
+                return
+            out.remove(slowest)
+            record = self._lend(run, entry, rnd, member, slowest.lease.units)
+            record.twin, slowest.twin = slowest, record
+            why = "is silent" if slowest.member.silent(now) else "is slow"
+            run.say(
+                "doubled",
+                self._hub.clock.now(),
+                worker=slowest.member.worker_id,
+                by=member.worker_id,
+                lease=slowest.lease.lease_id,
+                why=why,
+            )
+
+    def _pace(self, run: Run, entry: Entry, member: Member, units: int) -> Pace:
+        rate = member.rate(run.run_id, entry.spec.seconds_per_iteration)
+        ratios = tuple(member.ratios.get(run.run_id, ()))
+        return Pace(units, rate, member.overheads.get(run.run_id), self._hub.transfer_bytes(run, entry), ratios)
 
     def awaits(self, run: Run, entry: Entry, rnd: Round) -> bool:
         """Whether the round stays open for somebody to do what a lost member left: see `EntrySpec.contiguous`."""
@@ -224,7 +265,7 @@ class Leasing:
         part: strategy.GangPart | None = None,
         group_samples: tuple[int, ...] = (),
         size: int = 1,
-    ) -> None:
+    ) -> LeaseRecord:
         now = self._hub.clock.monotonic()
         lease = Lease(
             lease_id=entry.next_lease_id(),
@@ -243,9 +284,10 @@ class Leasing:
         )
         cost = self._worst(entry, member, len(units))
         run.budget = run.budget.reserve(cost)
-        rate = member.rate(run.run_id, entry.spec.seconds_per_iteration)
-        pace = Pace(len(units), rate, member.overheads.get(run.run_id), self._hub.transfer_bytes(run, entry))
-        record = LeaseRecord(lease, member, entry.leases, cost, now, entry.spec.limit_s + pace.deadline_s())
+        pace = self._pace(run, entry, member, len(units))
+        # who loses a solo lease loses its entry
+        allowed_s = pace.deadline_s() if rnd.kind != "solo" else max(pace.deadline_s(), DEADLINE_FACTOR * pace.expected_s)
+        record = LeaseRecord(lease, member, entry.leases, cost, now, pace, entry.spec.limit_s + allowed_s)
         record.go(Trigger.LEASE)
         rnd.records.append(record)
         run.bytes_down += sum(len(u.data) for u in units)
@@ -256,7 +298,8 @@ class Leasing:
         member.held[lease.lease_id] = run.run_id
         assert member.parked is not None
         member.parked.set_result({"lease": lease.to_dict()})
-        member.parked = None
+        member.parked, member.seen_s = None, now
+        return record
 
     def begin_next(self, member: Member, now: float) -> None:
         """The first lease that it has in hand is the one at work."""
@@ -298,7 +341,7 @@ class Leasing:
                 continue
             own = trigger if each is record or trigger is Trigger.DISCARD else Trigger.LOSE
             self.end(run, entry, each, own, reason, wanted)
-            rnd.lost.update(u.index for u in each.lease.units if wanted)
+            rnd.lost.update(u.index for u in each.lease.units if wanted and each.needed)
         if rnd.kind == "solo" and wanted and not entry.halt:
             self._lose_solo(run, entry)
 
@@ -319,13 +362,15 @@ class Leasing:
         lease, member = record.lease, record.member
         if member.held.pop(lease.lease_id, None) is not None and record.begun_s is not None:
             run.tally(member, self._hub.prices).ended(run.clock(now), 0.0, lost=True)
-        indices = [u.index for u in lease.units]
-        if wanted:
+        if wanted and record.needed:
             entry.put_back(lease.units)
+        if record.twin is not None:
+            record.twin.twin = None
         self.begin_next(member, now)
         run.backlog.append(
             LeaseRow(
-                lease.lease_id, entry.entry_id, member.worker_id, lease.base_version, None, record.state.value, spans_of(indices), 0,
+                lease.lease_id, entry.entry_id, member.worker_id, lease.base_version, None, record.state.value,
+                spans_of([u.index for u in lease.units]), 0,
                 self._hub.clock.now(), reason=f"{trigger.value}: {reason}"[:500], gang=lease.gang,
             )
         )  # fmt: skip
@@ -364,11 +409,42 @@ class Leasing:
             member.parked.set_result({"leave": True})
             member.parked = None
 
+    def welcome(self, member: Member, lease_id: str) -> str:
+        """A device is back with a lease that was taken away for being late: it has it again, under a new id, if nobody else has its units
+        by now and its base is still the newest version. "" where not."""
+        for run in self._hub.runs.values():
+            entry = run.entry
+            old = entry.expired.get(lease_id) if entry is not None else None
+            if entry is None or old is None or old.member is not member or entry.held != "local" or not run.leasing:
+                continue
+            indices = [u.index for u in old.lease.units]
+            rnd = entry.round or Round("local", run.version)
+            fits = rnd.base_version == old.lease.base_version == run.version and not any(r.merging for r in entry.rounds)
+            if not fits or not entry.queued(indices) or not run.budget.allows(old.reserved):
+                return ""
+            del entry.expired[lease_id]
+            entry.take(indices)
+            rnd.lost.difference_update(indices)
+            run.budget = run.budget.reserve(old.reserved)
+            lease = replace(old.lease, lease_id=entry.next_lease_id())
+            record = replace(old, lease=lease, number=entry.leases, state=LeaseState.OPEN, reason="", twin=None)
+            record.go(Trigger.LEASE)
+            rnd.records.append(record)
+            member.held[lease.lease_id] = run.run_id
+            if rnd not in entry.rounds:
+                entry.rounds.append(rnd)
+            return lease.lease_id
+        return ""
+
     # --- time -------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
         """What passes by itself: deadlines, and runs without any worker."""
         now = self._hub.clock.monotonic()
+        if now - self._ticked_s > PAUSED_S:  # this process stood still (or was asleep): nobody could be heard
+            for member in self._hub.members.values():
+                member.seen_s = now
+        self._ticked_s = now
         for run in list(self._hub.runs.values()):
             entry = run.entry
             if entry is None or run.ended:
@@ -379,6 +455,7 @@ class Leasing:
                         entry.halt, entry.error = "failed", error_of(_took_too_long(entry.spec.limit_s))
                     run.say("expired", self._hub.clock.now(), f"{record.member.worker_id} was too late; its iterations are leased again.")
                     self.withdraw(run, entry, record, Trigger.EXPIRE, "past its deadline")
+                    entry.expired[record.lease.lease_id] = record
             self.check_workers(run, entry, now)
             self._hub.commits.close_rounds(run, entry)
         self.dispatch()

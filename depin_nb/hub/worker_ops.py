@@ -199,7 +199,7 @@ class WorkerOps:
         member = self._hub.members.get(worker)
         if member is None:
             return {"go": False, "drop": list(held)}
-        member.seen_s = self._hub.clock.monotonic()
+        member.seen_s, member.chatty = self._hub.clock.monotonic(), True
         return {"go": lease in member.held, "drop": [i for i in held if i not in member.held]}
 
     def say(self, worker: str, run: str, lease: str, data: bytes) -> dict[str, Any]:
@@ -219,6 +219,8 @@ class WorkerOps:
         hub = self._hub
         member = self._member(worker)
         lease_id = report.get("lease_id") if isinstance(report, dict) else None
+        if isinstance(lease_id, str) and lease_id not in member.held:
+            lease_id = hub.leasing.welcome(member, lease_id)
         run = hub.runs.get(member.held.get(lease_id, "")) if isinstance(lease_id, str) else None
         entry = run.entry if run is not None else None
         record = entry.record(lease_id) if entry is not None and isinstance(lease_id, str) else None
@@ -271,16 +273,26 @@ class WorkerOps:
         record.go(Trigger.ACCEPT)
         member.held.pop(record.lease.lease_id, None)
         member.seen_s = hub.clock.monotonic()
-        member.measured(run.run_id, report.done, report.seconds, took_s)
+        known = record.pace.overhead_s is not None and report.done == len(record.lease.units)
+        member.measured(run.run_id, report.done, report.seconds, took_s, record.pace.expected_s if known else 0.0)
         run.tally(member, hub.prices).ended(run.clock(now), min(report.seconds, took_s))
         hub.leasing.begin_next(member, now)
         rnd = next(r for r in entry.rounds if record in r.records)
-        if report.exit:
+        if record.twin is not None:
+            self._first_of_two(run, entry, record, record.twin)
+        if report.exit and not record.spare:
             self._left_loop(run, entry, record)
         if rnd.gang is not None and record.state is LeaseState.ACCEPTED:
             rnd.gang.leave(record.lease.rank)
         hub.commits.close_rounds(run, entry)
         hub.leasing.dispatch()
+
+    def _first_of_two(self, run: Run, entry: Entry, record: LeaseRecord, twin: LeaseRecord) -> None:
+        """Of two leases of the same units the first valid report counts; the other is told to stop, or paid if it is valid too."""
+        if twin.state is LeaseState.LEASED:
+            self._hub.leasing.end(run, entry, twin, Trigger.DISCARD, "another worker was first", False)
+        elif twin.state is LeaseState.ACCEPTED:
+            record.spare = True
 
     def _left_loop(self, run: Run, entry: Entry, record: LeaseRecord) -> None:
         """The body left the loop: nothing beyond that iteration is wanted. A gang that went further runs again up to there."""

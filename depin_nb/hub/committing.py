@@ -76,7 +76,11 @@ class Commits:
     def close_rounds(self, run: Run, entry: Entry) -> None:
         """Rounds of which no lease is out any more: those with accepted leases merge, the others just reopen."""
         for rnd in list(entry.rounds):
-            if rnd.merging or rnd.out:
+            if rnd.merging:
+                continue
+            if rnd.out:
+                if rnd.kind == "solo":
+                    return  # later ones build on it
                 continue
             if not rnd.accepted:
                 entry.rounds.remove(rnd)
@@ -122,8 +126,8 @@ class Commits:
         hub = self._hub
         loop = asyncio.get_running_loop()
         gap = entry.gap(rnd)
-        behind = [r for r in rnd.accepted if gap is not None and r.lease.first > gap]
-        beyond = [r for r in rnd.accepted if r in behind or (entry.exit_at is not None and r.lease.first > entry.exit_at)]
+        behind = [r for r in rnd.accepted if gap is not None and r.lease.first > gap and not r.spare]
+        beyond = [r for r in rnd.accepted if r in behind or r.spare or (entry.exit_at is not None and r.lease.first > entry.exit_at)]
         kept = [r for r in rnd.accepted if r not in beyond]
         merged: Merged | None = None
         version = run.version

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from depin_nb.training.lifecycle import LeaseState, Trigger, advance
 
 from .members import Member
 from .output import Output
+from .rounds import Pace
 from .wake import Signal
 
 if TYPE_CHECKING:
@@ -27,18 +29,27 @@ MAX_ANSWER_BYTES = 32 << 20  # of logs in one depin_results answer; a single lea
 
 @dataclass
 class LeaseRecord:
-    """A lease and what became of it. Only `go` changes its state. Times monotonic, in seconds; amounts in DPN."""
+    """A lease and what became of it. Only `go` changes its state. Times monotonic, in seconds; amounts in DPN.
+
+    `number`: its place among the entry's leases. `begun_s`: since when its member can work on it, None while it waits behind another
+    one; `deadline_s` counts from then. `twin`: another worker's lease of the same units. `spare`: its twin's report came first.
+    """
 
     lease: Lease
     member: Member
+    number: int
     reserved: Amount
     given_s: float
-    deadline_s: float
+    pace: Pace
+    allowed_s: float
+    begun_s: float | None = None
     state: LeaseState = LeaseState.OPEN
     report: Report | None = None
     change: Change | None = None
     reason: str = ""
-    took_s: float = 0.0  # from lending to report, by the hub's clock
+    twin: LeaseRecord | None = None
+    spare: bool = False
+    took_s: float = 0.0  # from beginning to report, by the hub's clock
 
     def at(self, state: LeaseState) -> bool:
         return self.state is state
@@ -46,6 +57,15 @@ class LeaseRecord:
     def go(self, trigger: Trigger) -> LeaseState:
         self.state = advance(self.state, trigger)
         return self.state
+
+    @property
+    def deadline_s(self) -> float:
+        return math.inf if self.begun_s is None else self.begun_s + self.allowed_s
+
+    @property
+    def needed(self) -> bool:
+        """Whether nobody else has its units or has handed them in."""
+        return self.twin is None or self.twin.state not in (*OUT, LeaseState.ACCEPTED)
 
     @property
     def last_index(self) -> int:
@@ -111,6 +131,7 @@ class Entry:
         self.halt = ""
         self.error: dict[str, Any] | None = None
         self.rounds: list[Round] = []
+        self.expired: dict[str, LeaseRecord] = {}  # taken away for being late
         self.exit_at: int | None = None
         self.gang_limit: int | None = None  # a gang left the loop here: the next one goes no further
         self.solo_worker = ""  # worker_id
@@ -183,6 +204,9 @@ class Entry:
             del self._order[bisect_left(self._order, index)]
             taken.append(self._units.pop(index))
         return tuple(taken)
+
+    def queued(self, indices: Iterable[int]) -> bool:
+        return all(i in self._units for i in indices)
 
     def unit_of(self, index: int) -> Unit:
         return self._units[index]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -19,15 +20,16 @@ from .entry import OUT, Entry, LeaseRecord, Round
 from .gang import GangCall
 from .journal import LeaseRow
 from .members import Member
-from .rounds import Pace, ahead, fair_share, fastest, round_units, solo_length
+from .rounds import DEADLINE_FACTOR, Pace, ahead, fair_share, fastest, round_units, solo_length, worth_doubling
 from .run import Run
 
 if TYPE_CHECKING:
     from .coordinator import Coordinator
 
 MUSTER_S = 1.0  # a member that spoke so recently is on its way back for its next lease: a round waits for it
+PAUSED_S = 1.5  # between two ticks: the hub itself was held up
 NO_WORKERS_AFTER_S = 15.0  # workers that are starting, or a cluster that replaces one, get so long
-SOLO_PIPELINE = 2  # rounds of a solo entry at once: one merging, one at work
+SOLO_PIPELINE = 4  # rounds of a solo entry at once: one merging, one handed in, one at work, one ahead
 
 
 def spans_of(indices: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
@@ -52,6 +54,7 @@ class Leasing:
     def __init__(self, hub: Coordinator) -> None:
         self._hub = hub
         self._turn = 0
+        self._ticked_s = hub.clock.monotonic()
 
     # --- giving -----------------------------------------------------------------------------------------
 
@@ -96,29 +99,33 @@ class Leasing:
         return {m.worker_id: m.rate(run.run_id, entry.spec.seconds_per_iteration) for m in members}
 
     def _serve_solo(self, run: Run, entry: Entry) -> None:
-        if entry.round is not None or len(entry.rounds) >= SOLO_PIPELINE or not self._may_open(entry, 1):
+        if len(entry.rounds) >= SOLO_PIPELINE or not self._may_open(entry, 1):
             return
-        if entry.solo_worker:
-            ready = [m for m in self.members(run) if m.worker_id == entry.solo_worker and m.parked is not None and m.free]
-        else:
-            mustered = self._muster(run)
-            ready = [m for m in mustered if m.worker_id == run.solo_worker]
-            if not ready and mustered:
-                best = fastest(self._rates(run, entry, mustered))
-                ready = [m for m in mustered if m.worker_id == best]
-        if not ready:
+        member = self._solo_member(run, entry)
+        if member is None:
             return
-        member = ready[0]
         overhead_s = member.overheads.get(run.run_id, 0.0)
         entry.solo_length = solo_length(entry.solo_length, member.rates.get(run.run_id), overhead_s)
-        rnd = Round("solo", run.version + sum(1 for r in entry.rounds if r.pending))
+        # each round before it makes one version
+        rnd = Round("solo", run.version + sum(1 for r in entry.rounds if not r.committed))
         if self._lend_contiguous(run, entry, rnd, member, entry.solo_length):
             entry.solo_worker = run.solo_worker = member.worker_id
             entry.rounds.append(rnd)
 
+    def _solo_member(self, run: Run, entry: Entry) -> Member | None:
+        """Who gets the next solo lease. The entry's own worker gets one ahead, unless another run may want it meanwhile."""
+        if entry.solo_worker:
+            alone = all(r is run or not r.leasing for r in self._hub.runs.values())
+            mine = [m for m in self.members(run) if m.worker_id == entry.solo_worker and m.room and (m.free or alone)]
+            return mine[0] if mine else None
+        mustered = self._muster(run)
+        best = fastest(self._rates(run, entry, mustered)) if mustered else ""
+        return next((m for name in (run.solo_worker, best) for m in mustered if m.worker_id == name), None)
+
     def _serve_local(self, run: Run, entry: Entry) -> None:
         if (rnd := entry.round) is not None:
             self._join_round(run, entry, rnd)
+            self._double(run, entry, rnd)
             return
         if entry.busy:
             return
@@ -148,6 +155,43 @@ class Leasing:
                 if not self._lend_contiguous(run, entry, rnd, member, len(lost), among=rnd.lost):
                     return
                 rnd.lost.difference_update(set(lost).difference(entry.peek(len(lost), contiguous=False, among=lost)))
+
+    def _double(self, run: Run, entry: Entry, rnd: Round) -> None:
+        """Idle members do again what silent or late ones, or at the loop's end the slowest, have out: the first valid report counts."""
+        now = self._hub.clock.monotonic()
+        out = [r for r in rnd.records if r.at(LeaseState.LEASED) and r.twin is None and r.begun_s is not None]
+        idle = [m for m in self.members(run) if m.free and m.parked is not None]
+        rates = self._rates(run, entry, idle)
+        for member in sorted(idle, key=lambda m: -rates[m.worker_id]):
+            needed_s = {id(r): self._pace(run, entry, member, len(r.lease.units)).expected_s for r in out}
+            late = [
+                r
+                for r in out
+                if r.member is not member
+                and worth_doubling(now - (r.begun_s or now), r.pace, needed_s[id(r)], silent=r.member.silent(now), at_end=entry.is_final())
+            ]
+            if not late:
+                continue
+            slowest = max(late, key=lambda r: (r.member.silent(now), (r.begun_s or 0.0) + r.pace.expected_s))
+            if not run.budget.allows(self._worst(entry, member, len(slowest.lease.units))):
+                return
+            out.remove(slowest)
+            record = self._lend(run, entry, rnd, member, slowest.lease.units)
+            record.twin, slowest.twin = slowest, record
+            why = "is silent" if slowest.member.silent(now) else "is slow"
+            run.say(
+                "doubled",
+                self._hub.clock.now(),
+                worker=slowest.member.worker_id,
+                by=member.worker_id,
+                lease=slowest.lease.lease_id,
+                why=why,
+            )
+
+    def _pace(self, run: Run, entry: Entry, member: Member, units: int) -> Pace:
+        rate = member.rate(run.run_id, entry.spec.seconds_per_iteration)
+        ratios = tuple(member.ratios.get(run.run_id, ()))
+        return Pace(units, rate, member.overheads.get(run.run_id), self._hub.transfer_bytes(run, entry), ratios)
 
     def awaits(self, run: Run, entry: Entry, rnd: Round) -> bool:
         """Whether the round stays open for somebody to do what a lost member left: see `EntrySpec.contiguous`."""
@@ -221,7 +265,7 @@ class Leasing:
         part: strategy.GangPart | None = None,
         group_samples: tuple[int, ...] = (),
         size: int = 1,
-    ) -> None:
+    ) -> LeaseRecord:
         now = self._hub.clock.monotonic()
         lease = Lease(
             lease_id=entry.next_lease_id(),
@@ -240,17 +284,38 @@ class Leasing:
         )
         cost = self._worst(entry, member, len(units))
         run.budget = run.budget.reserve(cost)
-        rate = member.rate(run.run_id, entry.spec.seconds_per_iteration)
-        pace = Pace(len(units), rate, member.overheads.get(run.run_id), self._hub.transfer_bytes(run, entry))
-        record = LeaseRecord(lease, member, cost, now, now + entry.spec.limit_s + pace.deadline_s())
+        pace = self._pace(run, entry, member, len(units))
+        # who loses a solo lease loses its entry
+        allowed_s = pace.deadline_s() if rnd.kind != "solo" else max(pace.deadline_s(), DEADLINE_FACTOR * pace.expected_s)
+        record = LeaseRecord(lease, member, entry.leases, cost, now, pace, entry.spec.limit_s + allowed_s)
         record.go(Trigger.LEASE)
         rnd.records.append(record)
         run.bytes_down += sum(len(u.data) for u in units)
-        run.tally(member, self._hub.prices).began(run.clock(now))
-        member.holds, member.holds_run = lease.lease_id, run.run_id
+        tally = run.tally(member, self._hub.prices)
+        if not any(r.at(LeaseState.LEASED) for _, r in self._in_hand(member)):
+            record.begun_s = now
+            tally.began(run.clock(now))
+        member.held[lease.lease_id] = run.run_id
         assert member.parked is not None
         member.parked.set_result({"lease": lease.to_dict()})
-        member.parked = None
+        member.parked, member.seen_s = None, now
+        return record
+
+    def begin_next(self, member: Member, now: float) -> None:
+        """The first lease that it has in hand is the one at work."""
+        for run, record in self._in_hand(member):
+            if record.at(LeaseState.LEASED):
+                if record.begun_s is None:
+                    record.begun_s = now
+                    run.tally(member, self._hub.prices).began(run.clock(now))
+                return
+
+    def _in_hand(self, member: Member) -> Iterator[tuple[Run, LeaseRecord]]:
+        for lease_id, run_id in member.held.items():
+            run = self._hub.runs.get(run_id)
+            record = run.entry.record(lease_id) if run is not None and run.entry is not None else None
+            if run is not None and record is not None:
+                yield run, record
 
     def _out_of_budget(self, run: Run, entry: Entry) -> None:
         if not entry.halt:
@@ -263,20 +328,28 @@ class Leasing:
     def withdraw(self, run: Run, entry: Entry, record: LeaseRecord, trigger: Trigger, reason: str, *, wanted: bool = True) -> None:
         """A lease comes to nothing: its units are open again (unless no longer `wanted`), nothing is owed for it.
 
-        A gang goes with any of its leases, and a solo entry with its worker.
+        A gang goes with any of its leases, a solo entry with its worker, and what the worker has in hand behind this lease with it.
         """
         rnd = next(r for r in entry.rounds if record in r.records)
         group = rnd.records if rnd.gang is not None else [record]
         if rnd.gang is not None:
             rnd.gang.abort(reason)
+        for later in reversed(self._built_on(entry, record)):
+            self.end(run, entry, later, Trigger.LOSE, reason, wanted)
         for each in group:
             if each.state not in (*OUT, LeaseState.ACCEPTED):
                 continue
             own = trigger if each is record or trigger is Trigger.DISCARD else Trigger.LOSE
             self.end(run, entry, each, own, reason, wanted)
-            rnd.lost.update(u.index for u in each.lease.units if wanted)
+            rnd.lost.update(u.index for u in each.lease.units if wanted and each.needed)
         if rnd.kind == "solo" and wanted and not entry.halt:
             self._lose_solo(run, entry)
+
+    @staticmethod
+    def _built_on(entry: Entry, record: LeaseRecord) -> list[LeaseRecord]:
+        """Leases that its member has from after it: made from what it left behind, or waiting behind it."""
+        mine = [r for rnd in entry.rounds for r in rnd.records if r.member is record.member and r.state in OUT]
+        return [r for r in mine if r.number > record.number]
 
     def end(self, run: Run, entry: Entry, record: LeaseRecord, trigger: Trigger, reason: str, wanted: bool) -> None:
         """One lease comes to nothing, whatever becomes of its round."""
@@ -287,15 +360,17 @@ class Leasing:
         record.reason, record.report, record.change = reason, None, None
         run.budget = run.budget.release(record.reserved)
         lease, member = record.lease, record.member
-        if member.holds == lease.lease_id:
-            member.holds = member.holds_run = ""
+        if member.held.pop(lease.lease_id, None) is not None and record.begun_s is not None:
             run.tally(member, self._hub.prices).ended(run.clock(now), 0.0, lost=True)
-        indices = [u.index for u in lease.units]
-        if wanted:
+        if wanted and record.needed:
             entry.put_back(lease.units)
+        if record.twin is not None:
+            record.twin.twin = None
+        self.begin_next(member, now)
         run.backlog.append(
             LeaseRow(
-                lease.lease_id, entry.entry_id, member.worker_id, lease.base_version, None, record.state.value, spans_of(indices), 0,
+                lease.lease_id, entry.entry_id, member.worker_id, lease.base_version, None, record.state.value,
+                spans_of([u.index for u in lease.units]), 0,
                 self._hub.clock.now(), reason=f"{trigger.value}: {reason}"[:500], gang=lease.gang,
             )
         )  # fmt: skip
@@ -310,18 +385,20 @@ class Leasing:
         now = self._hub.clock.now()
         for run in self._hub.runs.values():
             entry, tally = run.entry, run.tallies.get(member.worker_id)
-            record = entry.record(member.holds) if entry is not None and member.holds_run == run.run_id else None
+            records = [r for rnd in entry.rounds for r in rnd.records if r.member is member and r.at(LeaseState.LEASED)] if entry else []
             if tally is not None:
-                tally.gone = "lost" if record is not None else "left"
+                tally.gone = "lost" if records else "left"
             if entry is None:
                 continue
-            if record is not None and record.state is LeaseState.LEASED:
-                count = len(record.lease.units)
+            if records:
+                count = sum(len(r.lease.units) for r in records)
                 what = f"{member.worker_id} is gone: its {count} iterations are leased again."
                 if count == 1:
                     what = f"{member.worker_id} is gone: its iteration is leased again."
                 run.say("worker-lost", now, what, worker=member.worker_id)
-                self.withdraw(run, entry, record, Trigger.LOSE, "its worker is gone")
+                for record in records:
+                    if record.at(LeaseState.LEASED):
+                        self.withdraw(run, entry, record, Trigger.LOSE, "its worker is gone")
                 assert tally is not None
                 tally.gone = "lost"
             elif entry.held == "solo" and entry.solo_worker == member.worker_id and not entry.halt:
@@ -332,11 +409,42 @@ class Leasing:
             member.parked.set_result({"leave": True})
             member.parked = None
 
+    def welcome(self, member: Member, lease_id: str) -> str:
+        """A device is back with a lease that was taken away for being late: it has it again, under a new id, if nobody else has its units
+        by now and its base is still the newest version. "" where not."""
+        for run in self._hub.runs.values():
+            entry = run.entry
+            old = entry.expired.get(lease_id) if entry is not None else None
+            if entry is None or old is None or old.member is not member or entry.held != "local" or not run.leasing:
+                continue
+            indices = [u.index for u in old.lease.units]
+            rnd = entry.round or Round("local", run.version)
+            fits = rnd.base_version == old.lease.base_version == run.version and not any(r.merging for r in entry.rounds)
+            if not fits or not entry.queued(indices) or not run.budget.allows(old.reserved):
+                return ""
+            del entry.expired[lease_id]
+            entry.take(indices)
+            rnd.lost.difference_update(indices)
+            run.budget = run.budget.reserve(old.reserved)
+            lease = replace(old.lease, lease_id=entry.next_lease_id())
+            record = replace(old, lease=lease, number=entry.leases, state=LeaseState.OPEN, reason="", twin=None)
+            record.go(Trigger.LEASE)
+            rnd.records.append(record)
+            member.held[lease.lease_id] = run.run_id
+            if rnd not in entry.rounds:
+                entry.rounds.append(rnd)
+            return lease.lease_id
+        return ""
+
     # --- time -------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
         """What passes by itself: deadlines, and runs without any worker."""
         now = self._hub.clock.monotonic()
+        if now - self._ticked_s > PAUSED_S:  # this process stood still (or was asleep): nobody could be heard
+            for member in self._hub.members.values():
+                member.seen_s = now
+        self._ticked_s = now
         for run in list(self._hub.runs.values()):
             entry = run.entry
             if entry is None or run.ended:
@@ -347,6 +455,7 @@ class Leasing:
                         entry.halt, entry.error = "failed", error_of(_took_too_long(entry.spec.limit_s))
                     run.say("expired", self._hub.clock.now(), f"{record.member.worker_id} was too late; its iterations are leased again.")
                     self.withdraw(run, entry, record, Trigger.EXPIRE, "past its deadline")
+                    entry.expired[record.lease.lease_id] = record
             self.check_workers(run, entry, now)
             self._hub.commits.close_rounds(run, entry)
         self.dispatch()

@@ -13,17 +13,20 @@ from depin_nb.core.amount import DPN, Amount
 from depin_nb.core.packages import checked, lacking
 from depin_nb.core.status import Device
 
+from .rounds import HISTORY_MAX, SILENT_S
+
 LANE_S = 60.0
 MAX_SPANS = 2000
 LANE_BINS = 120  # as fine as a lane is drawn
 SMOOTHING = 0.5  # weight of the newest measurement: a device's speed changes with heat and battery, within a few leases
 MAX_REJECTED = 3
+MAX_HELD = 2  # leases of a member: one at work, one ahead
 KINDS = ("local", "phone", "laptop", "single-board", "cloud")
 
 
 @dataclass
 class Member:
-    """A joined worker. `address`: Dask's; `speed`: relative to this machine's core, a fact it gave; `holds`: id of the lease it has.
+    """A joined worker. `address`: Dask's; `speed`: relative to this machine's core, a fact it gave; `held`: leases that it has.
 
     `parked`: the open `depin_lease` call, if it waits in one; `seen_s`: when it last said anything (monotonic).
     """
@@ -39,21 +42,31 @@ class Member:
     seen_s: float
     packages: Mapping[str, str] | None = None  # {distribution: version} as it says; None: it doesn't say
     compiles: bool = True
-    holds: str = ""
-    holds_run: str = ""
+    held: dict[str, str] = field(default_factory=dict)  # lease_id -> run_id: one at work and one ahead, in the order of lending
     parked: asyncio.Future[dict[str, Any]] | None = None
     rejected: dict[str, int] = field(default_factory=dict)  # by run
     leases: dict[str, int] = field(default_factory=dict)  # by run: measured ones
     rates: dict[str, float] = field(default_factory=dict)  # by run: iterations/s at work, measured
     overheads: dict[str, float] = field(default_factory=dict)  # by run: seconds of a lease that weren't work, measured
+    ratios: dict[str, deque[float]] = field(default_factory=dict)  # by run: took / expected of its latest leases
+    chatty: bool = False  # it says twice a second that it is there
+
+    def silent(self, now_s: float) -> bool:
+        """Whether it was chatty and has fallen silent: stopped, asleep, or its link is gone without a word."""
+        return self.chatty and now_s - self.seen_s > SILENT_S
 
     def rate(self, run_id: str, seconds_per_iteration: float) -> float:
         """Iterations per second to expect; before the first report the device's own figure."""
         measured = self.rates.get(run_id)
         return measured if measured else max(1e-6, self.speed / max(seconds_per_iteration, 1e-6))
 
-    def measured(self, run_id: str, iterations: int, work_s: float, took_s: float) -> None:
-        """A lease took `took_s` from lending to report. Of the `work_s` that the worker claims no more than that is believed."""
+    def measured(self, run_id: str, iterations: int, work_s: float, took_s: float, expected_s: float = 0.0) -> None:
+        """A lease took `took_s` from beginning to report. Of the `work_s` that the worker claims no more than that is believed.
+
+        `expected_s`: what was expected of it when it was lent; 0 where nothing was known of this device yet.
+        """
+        if expected_s > 0:
+            self.ratios.setdefault(run_id, deque(maxlen=HISTORY_MAX)).append(took_s / expected_s)
         work_s = min(work_s, took_s) if work_s > 0 else took_s
         if work_s <= 0 or iterations <= 0:
             return
@@ -64,7 +77,7 @@ class Member:
 
     def forget(self, run_id: str) -> None:
         """The run has ended."""
-        for kept in (self.rejected, self.leases, self.rates, self.overheads):
+        for kept in (self.rejected, self.leases, self.rates, self.overheads, self.ratios):
             kept.pop(run_id, None)
 
     def barred(self, run_id: str) -> bool:
@@ -76,7 +89,12 @@ class Member:
 
     @property
     def free(self) -> bool:
-        return not self.holds
+        return not self.held
+
+    @property
+    def room(self) -> bool:
+        """Whether it asks for a lease and may have one more."""
+        return self.parked is not None and len(self.held) < MAX_HELD
 
 
 def member_of(address: str, profile: str, wallet: str, facts: Mapping[str, Any], session: str, now_s: float) -> Member:

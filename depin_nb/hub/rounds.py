@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from depin_nb.core.lease import StrategyConfig
 
@@ -14,27 +16,73 @@ SOLO_SHARE = 0.02
 SOLO_FIRST = 2
 SOLO_MAX = 512
 SOLO_AHEAD_S = 3.0  # units fed ahead for a solo worker
-DEADLINE_FACTOR = 6.0
+DEADLINE_FACTOR = 6.0  # of what is expected, before a device has a history
 DEADLINE_MIN_S = 10.0
+HISTORY_MIN = 3  # leases from which a spread says something
+HISTORY_MAX = 16
+SIGMA = 1.4826  # of a normal distribution, in median absolute deviations (Rousseeuw and Croux, doi:10.1080/01621459.1993.10476408)
+LATE_SIGMAS = 4.0  # beyond that a lease is given to somebody else as well
+DEADLINE_SIGMAS = 12.0  # beyond that it is taken away
+SPREAD_MIN = 0.1  # of the median: nobody is as regular as three leases may look
+GAIN = 1.5  # a duplicate has to be expected so much sooner
+SILENT_S = 2.5  # a device that speaks twice a second and is silent for so long is not waited for
 FIRST_LEASE_S = 30.0  # opening a program imports torch and what the cell imports
 SLOWEST_LINK_BYTES_S = 62_500.0  # 0.5 Mbit/s: a device with less doesn't get its lease done anyway
 
 
+def allowance(ratios: Sequence[float], sigmas: float) -> float | None:
+    """How many times what is expected a device's lease may take, from its own history of took / expected in this run: the median plus
+    `sigmas` times the spread. None as long as the history is short."""
+    if len(ratios) < HISTORY_MIN:
+        return None
+    middle = median(ratios)
+    spread = max(SIGMA * median(abs(r - middle) for r in ratios), SPREAD_MIN * middle)
+    return middle + sigmas * spread
+
+
 @dataclass(frozen=True)
 class Pace:
-    """What a deadline is made from. `rate`: iterations/s; `overhead_s`: what this device's leases of this run took beside their work,
-    None before the first; `transfer_bytes`: what it may have to move."""
+    """What a lease's times are made from. `rate`: iterations/s; `overhead_s`: what this device's leases of this run took beside their
+    work, None before the first; `transfer_bytes`: what it may have to move; `ratios`: took / expected of its latest leases."""
 
     units: int
     rate: float
     overhead_s: float | None
     transfer_bytes: int
+    ratios: tuple[float, ...] = ()
+
+    @property
+    def expected_s(self) -> float:
+        return self.units / self.rate + (self.overhead_s or 0.0)
+
+    @property
+    def late_s(self) -> float:
+        """Seconds after which the lease is late by the device's own measure; infinite where it has none yet."""
+        factor = allowance(self.ratios, LATE_SIGMAS)
+        return math.inf if factor is None else factor * self.expected_s
 
     def deadline_s(self) -> float:
-        """Seconds until the lease is given to somebody else. Generous: being early throws work away, being late costs a round."""
-        expected_s = self.units / self.rate + (self.overhead_s or 0.0)
-        allowed_s = max(DEADLINE_MIN_S, DEADLINE_FACTOR * expected_s) + self.transfer_bytes / SLOWEST_LINK_BYTES_S
+        """Seconds until the lease is taken away. Generous: being early throws work away, and who is late is doubled before."""
+        factor = allowance(self.ratios, DEADLINE_SIGMAS)
+        if factor is not None:
+            return max(DEADLINE_MIN_S, factor * self.expected_s)
+        allowed_s = max(DEADLINE_MIN_S, DEADLINE_FACTOR * self.expected_s) + self.transfer_bytes / SLOWEST_LINK_BYTES_S
         return allowed_s + (FIRST_LEASE_S if self.overhead_s is None else 0.0)
+
+
+def worth_doubling(elapsed_s: float, pace: Pace, needed_s: float, *, silent: bool, at_end: bool) -> bool:
+    """Whether a lease that was begun `elapsed_s` ago is given to an idle device too, which would need `needed_s`.
+
+    At once if its own device is `silent`. Else where it is late by that device's own measure, or at the loop's end, when
+    the idle one is expected to be done sooner by GAIN. Who is overdue is expected to need as long again as it is overdue.
+    """
+    if silent:
+        return True
+    if pace.overhead_s is None:  # its first lease: nothing is known
+        return False
+    overdue_s = elapsed_s - pace.expected_s
+    remaining_s = -overdue_s if overdue_s < 0 else 2 * overdue_s
+    return (at_end or elapsed_s > pace.late_s) and GAIN * needed_s < remaining_s
 
 
 def solo_length(previous: int, rate: float | None, overhead_s: float = 0.0) -> int:

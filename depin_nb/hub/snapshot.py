@@ -84,7 +84,7 @@ def device_of(member: Member, prices: PriceBook, tallies: Iterable[Tally]) -> De
         name=member.worker_id,
         kind=member.profile,
         simulated=member.simulated,
-        state="working" if member.holds else "idle",
+        state="working" if member.held else "idle",
         iterations=sum(t.iterations for t in mine),
         samples=sum(t.samples for t in mine),
         earned=Amount(sum(t.earned for t in mine), DPN),

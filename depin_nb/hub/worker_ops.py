@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from depin_nb.core.errors import CodecError, HubError, UsageError
@@ -105,14 +106,17 @@ class WorkerOps:
         hub.changed.notify()
         return {"session": hub.members[worker].session}
 
-    async def lease(self, worker: str, timeout_s: float = 30.0) -> dict[str, Any]:
-        """`{"lease"}` as soon as there is one, `{"wait": True}` after `timeout_s`, `{"leave": True}` for a worker that isn't wanted."""
+    async def lease(self, worker: str, timeout_s: float = 30.0, held: Sequence[str] = ()) -> dict[str, Any]:
+        """`{"lease"}` as soon as there is one, `{"wait": True}` after `timeout_s`, `{"leave": True}` for a worker that isn't wanted.
+
+        `held`: leases that the worker has in hand; any other that it was given is lost.
+        """
         hub = self._hub
         member = hub.members.get(worker)
         if member is None:
             return {"leave": True}
         member.seen_s = hub.clock.monotonic()
-        self._drop_held(member)
+        self._drop_others(member, held)
         if member.parked is not None and not member.parked.done():
             member.parked.set_result({"wait": True})  # an older call of the same worker: only one can get the lease
         parked: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
@@ -121,8 +125,8 @@ class WorkerOps:
         try:
             await asyncio.wait({parked}, timeout=min(max(0.0, float(timeout_s)), MAX_WAIT_S))
         except asyncio.CancelledError:
-            if parked.done():
-                self._drop_held(member)
+            if parked.done() and (given := parked.result().get("lease")) is not None:
+                self._drop_others(member, [i for i in member.held if i != given["lease_id"]])
             raise
         finally:
             member.seen_s = hub.clock.monotonic()
@@ -130,16 +134,19 @@ class WorkerOps:
                 member.parked = None
         return parked.result() if parked.done() else {"wait": True}
 
-    def _drop_held(self, member: Member) -> None:
-        """A worker that asks anew doesn't work on what it held: its answer was lost, or it gave up."""
-        run = self._hub.runs.get(member.holds_run)
-        entry = run.entry if run is not None else None
-        record = entry.record(member.holds) if entry is not None and member.holds else None
-        if run is None or entry is None or record is None:
-            member.holds = member.holds_run = ""
-        elif record.state is LeaseState.LEASED:
-            self._hub.leasing.withdraw(run, entry, record, Trigger.LOSE, "its worker asked for another one")
-            self._hub.commits.close_rounds(run, entry)
+    def _drop_others(self, member: Member, held: Sequence[str]) -> None:
+        """A worker doesn't work on what it doesn't name: the answer that gave it was lost, or it gave up."""
+        for lease_id, run_id in list(member.held.items()):
+            if lease_id in held or lease_id not in member.held:
+                continue
+            run = self._hub.runs.get(run_id)
+            entry = run.entry if run is not None else None
+            record = entry.record(lease_id) if entry is not None else None
+            if run is None or entry is None or record is None:
+                del member.held[lease_id]
+            elif record.state is LeaseState.LEASED:
+                self._hub.leasing.withdraw(run, entry, record, Trigger.LOSE, "its worker doesn't have it any more")
+                self._hub.commits.close_rounds(run, entry)
 
     def entry(self, worker: str, run: str, entry: int) -> dict[str, Any]:
         self._member(worker)
@@ -192,9 +199,9 @@ class WorkerOps:
         member = self._member(worker)
         active = self._run(run)
         entry = active.entry
-        record = entry.record(member.holds) if entry is not None and member.holds_run == run else None
         rnd = entry.round if entry is not None else None
-        if entry is None or record is None or rnd is None or rnd.gang is None or record not in rnd.records:
+        record = next((r for r in rnd.records if r.member is member), None) if rnd is not None else None
+        if entry is None or rnd is None or rnd.gang is None or record is None or record.state not in OUT:
             return {"abort": LATE}
         lease = record.lease
         if lease.gang != gang or lease.rank != rank or type(step) is not int or not isinstance(data, bytes):
@@ -212,18 +219,20 @@ class WorkerOps:
         active.bytes_down += len(mean)
         return {"data": mean}
 
-    def alive(self, worker: str, lease: str) -> dict[str, Any]:
+    def alive(self, worker: str, lease: str, held: Sequence[str] = ()) -> dict[str, Any]:
+        """`go`: whether the lease at work is wanted; `drop`: those of `held` that aren't."""
         member = self._hub.members.get(worker)
         if member is None:
-            return {"go": False}
-        return {"go": member.holds == lease}
+            return {"go": False, "drop": list(held)}
+        member.seen_s, member.chatty = self._hub.clock.monotonic(), True
+        return {"go": lease in member.held, "drop": [i for i in held if i not in member.held]}
 
     def say(self, worker: str, run: str, lease: str, data: bytes) -> dict[str, Any]:
         """What a whole cell said: kept in order for the kernel, as far as there is room. Only from the worker that holds the lease."""
         member = self._member(worker)
         active = self._run(run)
         entry = active.entry
-        if entry is None or not entry.spec.limit_s or member.holds != lease or member.holds_run != run or not isinstance(data, bytes):
+        if entry is None or not entry.spec.limit_s or member.held.get(lease) != run or not isinstance(data, bytes):
             raise HubError("nobody listens to this lease")
         active.bytes_up += len(data)
         taken = entry.output.add(data)
@@ -234,10 +243,12 @@ class WorkerOps:
         """Takes a lease's report if its worker still holds the lease; what it says is checked before it counts."""
         hub = self._hub
         member = self._member(worker)
-        run = hub.runs.get(member.holds_run)
-        entry = run.entry if run is not None else None
         lease_id = report.get("lease_id") if isinstance(report, dict) else None
-        record = entry.record(member.holds) if entry is not None and member.holds and member.holds == lease_id else None
+        if isinstance(lease_id, str) and lease_id not in member.held:
+            lease_id = hub.leasing.welcome(member, lease_id)
+        run = hub.runs.get(member.held.get(lease_id, "")) if isinstance(lease_id, str) else None
+        entry = run.entry if run is not None else None
+        record = entry.record(lease_id) if entry is not None and isinstance(lease_id, str) else None
         if run is None or entry is None or record is None or record.state is not LeaseState.LEASED:
             return {"accepted": False, "reason": LATE}
         record.go(Trigger.SUBMIT)
@@ -280,23 +291,33 @@ class WorkerOps:
 
     def _accepted(self, run: Run, entry: Entry, record: LeaseRecord, report: Report, change: Change, now: float) -> None:
         hub, member = self._hub, record.member
-        took_s = record.took_s = now - record.given_s
+        took_s = record.took_s = now - (record.given_s if record.begun_s is None else record.begun_s)
         # a log is kept once, in the result: the change's bytes are not needed any more
         record.report = Report(report.lease_id, report.done, report.logs, b"", report.left, report.exit, report.losses, report.seconds)
         record.change = change
         record.go(Trigger.ACCEPT)
-        if member.holds == record.lease.lease_id:
-            member.holds = member.holds_run = ""
+        member.held.pop(record.lease.lease_id, None)
         member.seen_s = hub.clock.monotonic()
-        member.measured(run.run_id, report.done, report.seconds, took_s)
+        known = record.pace.overhead_s is not None and report.done == len(record.lease.units)
+        member.measured(run.run_id, report.done, report.seconds, took_s, record.pace.expected_s if known else 0.0)
         run.tally(member, hub.prices).ended(run.clock(now), min(report.seconds, took_s))
+        hub.leasing.begin_next(member, now)
         rnd = next(r for r in entry.rounds if record in r.records)
-        if report.exit:
+        if record.twin is not None:
+            self._first_of_two(run, entry, record, record.twin)
+        if report.exit and not record.spare:
             self._left_loop(run, entry, record)
         if rnd.gang is not None and record.state is LeaseState.ACCEPTED:
             rnd.gang.leave(record.lease.rank)
         hub.commits.close_rounds(run, entry)
         hub.leasing.dispatch()
+
+    def _first_of_two(self, run: Run, entry: Entry, record: LeaseRecord, twin: LeaseRecord) -> None:
+        """Of two leases of the same units the first valid report counts; the other is told to stop, or paid if it is valid too."""
+        if twin.state is LeaseState.LEASED:
+            self._hub.leasing.end(run, entry, twin, Trigger.DISCARD, "another worker was first", False)
+        elif twin.state is LeaseState.ACCEPTED:
+            record.spare = True
 
     def _left_loop(self, run: Run, entry: Entry, record: LeaseRecord) -> None:
         """The body left the loop: nothing beyond that iteration is wanted. A gang that went further runs again up to there."""
@@ -310,6 +331,6 @@ class WorkerOps:
                 entry.cut_off(at)
             return
         entry.cut_off(at)
-        for other in rnd.records:
+        for other in [r for each in entry.rounds for r in each.records]:
             if other.state is LeaseState.LEASED and other.lease.first > at:
                 self._hub.leasing.end(run, entry, other, Trigger.DISCARD, f"the loop was left at iteration {at}", entry.spec.contiguous)

@@ -22,7 +22,7 @@ class LeaseState(str, Enum):
     ACCEPTED = "accepted"  # the report is valid and waits for its round
     MERGED = "merged"  # part of a version of the state
     PAID = "paid"  # merged, and its work is settled
-    DISCARDED = "discarded"  # valid work beyond a `break`: not merged, to be paid
+    DISCARDED = "discarded"  # valid work that isn't needed (beyond a `break`, or done twice): not merged, to be paid
     DISCARDED_PAID = "discarded_paid"  # the same, settled
     CANCELLED = "cancelled"  # no longer wanted and without a valid report: nothing is owed
 
@@ -38,7 +38,7 @@ class Trigger(str, Enum):
     EXPIRE = "expire"  # its deadline passed
     LOSE = "lose"  # its worker is gone; for a gang, any of the gang's workers
     REJECT = "reject"  # the report is not valid
-    DISCARD = "discard"  # the loop ended before it
+    DISCARD = "discard"  # the loop ended before it, or another worker's report of the same units came first
 
 
 _S, _T = LeaseState, Trigger

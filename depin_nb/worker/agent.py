@@ -1,4 +1,4 @@
-"""A worker process: a Dask worker that dials the hub, and beside it one lease after the other on a thread of its own."""
+"""A worker process: a Dask worker that dials the hub, and beside it leases on a thread of its own (serving.py)."""
 
 from __future__ import annotations
 
@@ -12,19 +12,15 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
 
 from ..backends.base import WORKER_ENV, DeviceProfile, profile
 from ..core import config
-from ..core.errors import DepinError, HubDied
-from ..core.lease import Lease
+from ..core.errors import DepinError
+from .serving import LEAVE_S, Serving
 
 log = logging.getLogger(__name__)
 
 DASK_THREADS = 2  # for the user's own Dask tasks; leases have their own thread
-LEASE_POLL_S = 20.0  # how long the hub may hold the question for the next lease
-ALIVE_INTERVAL_S = 0.5  # how soon at the latest a lease that isn't wanted any more stops
-LEAVE_S = 2.0  # what the iteration under way gets when the process is told to end
 
 
 class Agent:
@@ -37,8 +33,7 @@ class Agent:
         self.scheduler, self.name, self.device = scheduler, name, device
         self.facts = facts(name, device, backend)
         self.wallet = Wallets().device(name).address  # its key stays in its file
-        self.lease_id = ""
-        self.leases = 0
+        self.serving: Serving | None = None
         self._leaving = asyncio.Event()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="depin", initializer=_one_thread)
 
@@ -57,7 +52,10 @@ class Agent:
             host="127.0.0.1" if "://127." in self.scheduler else None,
             local_directory=str(config.home() / "scratch"),
             # columns of the dashboard's workers table
-            metrics={"depin_lease": lambda _: self.lease_id or "-", "depin_leases": lambda _: self.leases},
+            metrics={
+                "depin_lease": lambda _: (self.serving.lease_id if self.serving else "") or "-",
+                "depin_leases": lambda _: self.serving.leases if self.serving else 0,
+            },
         )
         try:
             await worker
@@ -100,58 +98,11 @@ class Agent:
             await hub.call("depin_join", profile=device.name, wallet=self.wallet, facts=self.facts)
             log.info("%s has joined", self.name)
             asyncio.get_running_loop().run_in_executor(self._executor, _warm_up)
-            while True:
-                answer = await hub.call("depin_lease", timeout_s=LEASE_POLL_S)
-                if answer.get("leave"):
-                    self.leave()
-                    return
-                if answer.get("lease"):
-                    await self._work(hub, runner, Lease.from_dict(answer["lease"]))
+            self.serving = Serving(hub, runner, self._executor, self.name)
+            await self.serving.run()
+            self.leave()
         finally:
             await hub.close()
-
-    async def _work(self, hub: Any, runner: Any, lease: Lease) -> None:
-        """Runs one lease and hands in its report; stops soon after the hub says that it isn't wanted any more."""
-        from .link import Go
-        from .runner import failure
-
-        go = Go()
-        self.lease_id = lease.lease_id
-        asking = asyncio.create_task(self._while_wanted(hub, lease, go))
-        running = asyncio.get_running_loop().run_in_executor(self._executor, runner.run, lease, go)
-        try:
-            try:
-                finished = await asyncio.shield(running)
-                report = finished.report if finished is not None else None
-            except HubDied:
-                raise
-            except Exception as error:
-                log.exception("%s could not run lease %s", self.name, lease.lease_id)
-                finished, report = None, failure(lease, error)
-            finally:
-                asking.cancel()
-            if report is None:
-                return
-            answer = await hub.call("depin_report", report=report.to_dict())
-            self.leases += 1
-            if finished is not None:
-                (runner.accepted if answer.get("accepted") else runner.refused)(finished)
-        finally:
-            go.stop()
-            self.lease_id = ""
-            with suppress(Exception, asyncio.CancelledError):
-                await asyncio.wait([running], timeout=LEAVE_S)
-
-    async def _while_wanted(self, hub: Any, lease: Lease, go: Any) -> None:
-        while go():
-            await asyncio.sleep(ALIVE_INTERVAL_S)
-            try:
-                answer = await hub.call("depin_alive", shaped=False, lease=lease.lease_id)
-            except DepinError as error:
-                log.warning("%s drops lease %s: %s", self.name, lease.lease_id, error)
-                answer = {"go": False}
-            if not answer.get("go"):
-                go.stop()
 
 
 def _warm_up() -> None:

@@ -36,45 +36,46 @@ class Residuals:
         self._runs: OrderedDict[str, Residual] = OrderedDict()
 
     def of(self, run_id: str) -> Residual:
-        """What the run's accepted leases left out; empty when nothing is known."""
+        """What the run's leases so far left out; empty when nothing is known."""
         if run_id not in self._runs:
-            self._put(run_id, self._read(run_id))
+            self.put(run_id, self._read(run_id))
         self._runs.move_to_end(run_id)
         return self._runs[run_id]
 
-    def write(self, run_id: str, residual: Residual) -> None:
+    def put(self, run_id: str, residual: Residual) -> None:
+        """What the next lease begins with, in memory: after one that is on its way to the hub, or again after one that was refused."""
+        self._runs[run_id] = residual
+        self._runs.move_to_end(run_id)
+        while len(self._runs) > RUNS_KEPT:
+            self._runs.popitem(last=False)
+
+    def write(self, run_id: str, lease_id: str, residual: Residual) -> None:
         """What a lease that isn't accepted yet leaves out, to a file of its own. May take a while."""
         if self._folder is None or not residual:
             return
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._pending(run_id).write_bytes(encode(residual))
+            self._pending(run_id, lease_id).write_bytes(encode(residual))
         except OSError as error:
             log.warning("what compression left out isn't kept for a restart: %s", error)
-            _drop(self._pending(run_id))
+            self.drop(run_id, lease_id)
 
-    def accept(self, run_id: str, residual: Residual) -> None:
-        """The lease counts: this is what is left out now. Quick."""
-        self._put(run_id, residual)
-        if self._folder is not None and residual:
-            try:
-                os.replace(self._pending(run_id), self._path(run_id))
-                self._prune()
-            except FileNotFoundError:
-                _drop(self._path(run_id))  # nothing is better than one that has been sent already
-            except OSError as error:
-                log.warning("what compression left out isn't kept for a restart: %s", error)
+    def accept(self, run_id: str, lease_id: str, residual: Residual) -> None:
+        """The lease counts: this is what a restart finds. Quick."""
+        if self._folder is None or not residual:
+            return
+        try:
+            os.replace(self._pending(run_id, lease_id), self._path(run_id))
+            self._prune()
+        except FileNotFoundError:
+            _drop(self._path(run_id))  # nothing is better than one that has been sent already
+        except OSError as error:
+            log.warning("what compression left out isn't kept for a restart: %s", error)
 
-    def refuse(self, run_id: str) -> None:
+    def drop(self, run_id: str, lease_id: str) -> None:
         """The lease doesn't count: what the earlier ones left out stands."""
         if self._folder is not None:
-            _drop(self._pending(run_id))
-
-    def _put(self, run_id: str, residual: Residual) -> None:
-        self._runs[run_id] = residual
-        self._runs.move_to_end(run_id)
-        while len(self._runs) > RUNS_KEPT:
-            self._runs.popitem(last=False)
+            _drop(self._pending(run_id, lease_id))
 
     def _read(self, run_id: str) -> Residual:
         if self._folder is None:
@@ -92,15 +93,16 @@ class Residuals:
         assert self._folder is not None
         return self._folder / f"{_UNSAFE.sub('_', run_id)}.residual"
 
-    def _pending(self, run_id: str) -> Path:
-        return self._path(run_id).with_suffix(".pending")
+    def _pending(self, run_id: str, lease_id: str) -> Path:
+        return self._path(run_id).with_suffix(f".{_UNSAFE.sub('_', lease_id)}.pending")
 
     def _prune(self) -> None:
         assert self._folder is not None
         files = sorted(self._folder.glob("*.residual"), key=lambda path: path.stat().st_mtime)
         for path in files[:-RUNS_KEPT]:
             _drop(path)
-            _drop(path.with_suffix(".pending"))
+            for pending in self._folder.glob(f"{path.stem}.*.pending"):
+                _drop(pending)
 
 
 def residuals_of(home: Path, worker: str) -> Residuals:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -59,6 +60,7 @@ class Seat:
 
     `version`, `state`: the version that the half's objects stand at and a copy of it, None when they stand at none (solo only).
     `inner`: its own optimizer state (INNER and STEP slots).
+    `line` grows with every report that is refused: what was built on such a one is of an older line.
     """
 
     spec: EntrySpec
@@ -66,21 +68,28 @@ class Seat:
     version: int | None = None
     state: State | None = None
     inner: State = field(default_factory=State)
+    line: int = 0
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A lease that was run: its report, and what to keep once the hub has accepted it."""
+    """A lease that was run: its report, and what its seat held before it (`inner`, `residual`), should the hub refuse it."""
 
     lease: Lease
     report: Report
     seat: Seat
     state: State
+    lost: dict[str, torch.Tensor]  # by compression
+    line: int
+    inner: State
     residual: dict[str, torch.Tensor]
 
 
 class LeaseRunner:
-    """One lease at a time (torch's generators belong to the process); call it from one thread."""
+    """One lease at a time (torch's generators belong to the process): call `run` from one thread, `refused` from any.
+
+    The next lease may be run before the report of the former is answered: what a lease leaves behind is the next one's beginning at once.
+    """
 
     def __init__(
         self,
@@ -98,51 +107,77 @@ class LeaseRunner:
         self._residuals = residuals or Residuals()
         self._versions = Versions()
         self._seats: OrderedDict[tuple[str, int], Seat] = OrderedDict()
+        self._lock = threading.Lock()  # of what seats keep
 
     def run(self, lease: Lease, go: Go) -> Finished | None:
         """Runs the lease; None when it was dropped (not wanted any more, or its gang is no more). Raises what went wrong otherwise."""
         seat: Seat | None = None
+        line = 0
         try:
             seat = self._seat(lease, go)
-            finished = self._run(lease, seat, go)
+            with self._lock:
+                line = seat.line
+            finished = self._run(lease, seat, line, go)
         except Dropped:
             finished = None
         except BaseException:
             self._leave(seat)
             raise
-        if finished is None:
+        if finished is None or not self._adopt(finished):
             self._leave(seat)
+            return None
         return finished
 
     def accepted(self, finished: Finished) -> None:
-        """The hub took the report: this worker's objects are the basis of what comes next."""
-        seat, strategy = finished.seat, finished.seat.spec.strategy
-        if strategy.solo and strategy.bits == 32:
-            # its change alone is the next version, bit for bit
-            seat.version, seat.state = finished.lease.base_version + 1, finished.state
-        elif strategy.name != "sync":
-            own = {name for name, kind in finished.state.kinds.items() if kind in (INNER, STEP)}
-            seat.inner = State({n: finished.state.tensors[n] for n in own}, {n: finished.state.kinds[n] for n in own})
-            self._residuals.accept(finished.lease.run_id, finished.residual)
+        """The hub took the report: what compression left out of it outlives this process."""
+        if finished.seat.spec.strategy.name != "sync":
+            self._residuals.accept(finished.lease.run_id, finished.lease.lease_id, finished.lost)
 
     def refused(self, finished: Finished) -> None:
-        """The hub did not take the report: what the objects hold now counts for nothing."""
-        self._residuals.refuse(finished.lease.run_id)
-        self._leave(finished.seat)
+        """The hub did not take the report: what the objects hold now counts for nothing, nor does what was built on it since."""
+        seat, run_id = finished.seat, finished.lease.run_id
+        self._residuals.drop(run_id, finished.lease.lease_id)
+        with self._lock:
+            if seat.line != finished.line:  # it was built on one that was refused before
+                return
+            seat.inner = finished.inner
+            self._residuals.put(run_id, finished.residual)
+            seat.line += 1
+            self._leave(seat)
 
-    def _leave(self, seat: Seat | None) -> None:
-        """Closes the half: its objects stand in the middle of nowhere. What was kept from accepted leases stays."""
+    def _adopt(self, finished: Finished) -> bool:
+        """This worker's objects are the basis of what comes next; False when what they were built on was refused meanwhile."""
+        seat, strategy = finished.seat, finished.seat.spec.strategy
+        with self._lock:
+            if seat.line != finished.line:
+                return False
+            if strategy.solo and strategy.bits == 32:
+                # its change alone is the next version, bit for bit
+                seat.version, seat.state = finished.lease.base_version + 1, finished.state
+            elif strategy.name != "sync":
+                own = {name for name, kind in finished.state.kinds.items() if kind in (INNER, STEP)}
+                seat.inner = State({n: finished.state.tensors[n] for n in own}, {n: finished.state.kinds[n] for n in own})
+                self._residuals.put(finished.lease.run_id, finished.lost)
+        return True
+
+    @staticmethod
+    def _leave(seat: Seat | None) -> None:
+        """Closes the half: its objects stand in the middle of nowhere. What was kept from earlier leases stays."""
         if seat is not None:
             seat.half, seat.version, seat.state = None, None, None
 
-    def _run(self, lease: Lease, seat: Seat, go: Go) -> Finished | None:
+    def _run(self, lease: Lease, seat: Seat, line: int, go: Go) -> Finished | None:
         from ..loop.halves.recorder import GangAborted
         from ..training.compress import encode_change
 
         strategy = seat.spec.strategy
-        base = self._base(lease, seat, go)
-        half, seat.version = seat.half, None
-        assert half is not None
+        half = seat.half
+        if half is None:  # refused just now
+            return None
+        with self._lock:
+            inner, residual = seat.inner, self._residuals.of(lease.run_id)
+        base = self._base(lease, seat, half, go)
+        seat.version = None
         cpu_s, waited_s = time.thread_time(), 0.0
 
         def paced(seconds: float) -> None:
@@ -161,15 +196,15 @@ class LeaseRunner:
             return None
         new = half.state()
         feeds_back = strategy.error_feedback and strategy.bits != 32
-        change, residual = encode_change(
+        change, lost = encode_change(
             base,
             new,
             bits=strategy.bits,
-            residual=self._residuals.of(lease.run_id) if feeds_back else None,
+            residual=residual if feeds_back else None,
             include_inner=lease.final or strategy.bits == 32,
         )
-        residual = residual if feeds_back else {}
-        self._residuals.write(lease.run_id, residual)
+        lost = lost if feeds_back else {}
+        self._residuals.write(lease.run_id, lease.lease_id, lost)
         report = Report(
             lease_id=lease.lease_id,
             done=outcome.done,
@@ -180,7 +215,7 @@ class LeaseRunner:
             losses=tuple(outcome.losses),
             seconds=outcome.seconds + waited_s,
         )
-        return Finished(lease, report, seat, new, residual)
+        return Finished(lease, report, seat, new, lost, line, inner, residual)
 
     def _seat(self, lease: Lease, go: Go) -> Seat:
         key = (lease.run_id, lease.entry_id)
@@ -209,13 +244,13 @@ class LeaseRunner:
 
         return WholeHalf(program, blob, say)
 
-    def _base(self, lease: Lease, seat: Seat, go: Go) -> State:
+    def _base(self, lease: Lease, seat: Seat, half: Half, go: Go) -> State:
         """The lease's base version, loaded into the half. A solo worker that stands there goes on in its living objects."""
-        if seat.version == lease.base_version and seat.state is not None:
-            return seat.state
+        state = seat.state
+        if seat.version == lease.base_version and state is not None:
+            return state
         base = self._versions.get(lambda op, **request: self._ask(op, go, **request), lease.run_id, lease.base_version)
-        assert seat.half is not None
-        seat.half.load(overlaid(base, seat.inner))
+        half.load(overlaid(base, seat.inner))
         return base
 
     def _reducer(self, lease: Lease, go: Go) -> Callable[[int, int, list[torch.Tensor | None]], list[torch.Tensor | None]]:

@@ -15,7 +15,7 @@ from depin_nb.core.lease import EntrySpec, Unit
 from depin_nb.hub.entry import Entry, Result
 from depin_nb.hub.gang import GangCall
 from depin_nb.hub.members import MAX_REJECTED, Tally, member_of
-from depin_nb.hub.rounds import DEADLINE_MIN_S, Pace, ahead, fair_share, fastest, solo_length
+from depin_nb.hub.rounds import DEADLINE_MIN_S, Pace, ahead, fair_share, fastest, solo_length, worth_doubling
 from depin_nb.hub.run import Curve
 from depin_nb.training.allreduce import decode_grads, encode_grads
 
@@ -93,9 +93,35 @@ def test_solo_leases_grow_to_a_second():
 
 
 @given(st.integers(1, 1000), st.floats(1e-3, 1e4), st.none() | st.floats(0, 100), st.integers(0, 10**9))
-def test_deadlines_are_generous(count: int, rate: float, overhead_s: float | None, moved: int):
+def test_first_deadlines_are_generous(count: int, rate: float, overhead_s: float | None, moved: int):
     deadline_s = Pace(count, rate, overhead_s, moved).deadline_s()
     assert deadline_s >= max(DEADLINE_MIN_S, 5 * count / rate)
+
+
+@given(st.lists(st.floats(0.1, 10), min_size=3, max_size=16), st.integers(1, 1000), st.floats(1e-3, 1e3))
+def test_later_deadlines_follow_the_devices_own_history(ratios: list[float], count: int, rate: float):
+    pace = Pace(count, rate, 0.5, 10**9, tuple(ratios))
+    middle = sorted(ratios)[len(ratios) // 2]
+    assert pace.late_s <= pace.deadline_s()
+    assert pace.late_s > min(middle, sorted(ratios)[(len(ratios) - 1) // 2]) * pace.expected_s
+    slower = Pace(count, rate, 0.5, 10**9, tuple(2 * r for r in ratios))
+    assert slower.late_s == pytest.approx(2 * pace.late_s)
+
+
+def test_a_regular_device_is_late_sooner_than_an_erratic_one():
+    regular, erratic = ((1.0, 1.0, 1.1, 0.9), (1.0, 0.3, 2.5, 0.8))
+    assert Pace(100, 1.0, 0.0, 0, regular).late_s < 200 < Pace(100, 1.0, 0.0, 0, erratic).late_s
+    assert Pace(100, 1.0, 0.0, 0, regular[:2]).late_s == float("inf")
+
+
+def test_what_is_worth_doing_twice():
+    pace = Pace(100, 10.0, 0.0, 0, (1.0, 1.0, 1.0))
+    assert worth_doubling(0.1, pace, 1e9, silent=True, at_end=False)
+    assert not worth_doubling(1.0, pace, 2.0, silent=False, at_end=False), "in time"
+    assert worth_doubling(1.0, pace, 2.0, silent=False, at_end=True), "nothing else is to be done"
+    assert not worth_doubling(1.0, pace, 8.0, silent=False, at_end=True), "it gains too little"
+    assert worth_doubling(40.0, pace, 10.0, silent=False, at_end=False), "late"
+    assert not worth_doubling(40.0, Pace(100, 10.0, None, 0), 1.0, silent=False, at_end=True), "its first lease"
 
 
 def test_sharing():

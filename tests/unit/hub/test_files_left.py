@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from depin_nb.core.errors import DiskFull
 from depin_nb.hub import blobs, resumable
 from depin_nb.hub.blobs import write_atomic
 
@@ -20,7 +21,7 @@ def test_a_full_disk_keeps_no_part_of_a_file(tmp_path: Path, monkeypatch: pytest
 
     write_atomic(tmp_path / "a", b"before")
     monkeypatch.setattr(blobs.os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DiskFull, match="the disk is full"):
         write_atomic(tmp_path / "a", b"after")
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a", b"before")]
 

@@ -174,7 +174,7 @@ def test_an_interrupt_pays_what_was_accepted_and_leaves_nobody_busy(tmp_path: Pa
             assert not hub.coordinator.workers.alive("tcp://slow", slow.leases[-1].lease_id)["go"]
             status = await kernel.finish("interrupted")
             assert (status["tokens_paid"]["units"] > 0) == (strategy is LOCAL)
-            assert all(not m.holds for m in hub.coordinator.members.values())
+            assert all(not m.held for m in hub.coordinator.members.values())
             slow.task.cancel()
 
     run(main())

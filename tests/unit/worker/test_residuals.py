@@ -16,8 +16,9 @@ def left(value: float) -> dict[str, torch.Tensor]:
 
 
 def handed_in(residuals: Residuals, run: str, value: float) -> None:
-    residuals.write(run, left(value))
-    residuals.accept(run, left(value))
+    residuals.write(run, "lease", left(value))
+    residuals.put(run, left(value))
+    residuals.accept(run, "lease", left(value))
 
 
 def test_a_worker_that_starts_again_goes_on_with_what_was_left_out(tmp_path: Path) -> None:
@@ -32,9 +33,13 @@ def test_a_worker_that_starts_again_goes_on_with_what_was_left_out(tmp_path: Pat
 def test_only_what_the_hub_took_counts(tmp_path: Path) -> None:
     residuals = Residuals(tmp_path)
     handed_in(residuals, "run-1", 1.0)
-    residuals.write("run-1", left(2.0))
+    residuals.write("run-1", "next", left(2.0))
+    residuals.put("run-1", left(2.0))
+    residuals.write("run-1", "the one after", left(3.0))
     assert Residuals(tmp_path).of("run-1")["w"][0] == 1.0  # killed before the answer
-    residuals.refuse("run-1")
+    for lease in ("next", "the one after"):
+        residuals.drop("run-1", lease)
+    residuals.put("run-1", left(1.0))
     assert residuals.of("run-1")["w"][0] == 1.0
     assert [p.name for p in tmp_path.iterdir()] == ["run-1.residual"]
 
@@ -56,16 +61,17 @@ def test_a_folder_that_cannot_be_written_is_survived(tmp_path: Path, caplog: pyt
     place.write_text("in the way")
     residuals = Residuals(place)
     with caplog.at_level(logging.WARNING):
-        residuals.write("run-1", left(1.0))
+        residuals.write("run-1", "lease", left(1.0))
     assert "isn't kept" in caplog.text
-    residuals.accept("run-1", left(1.0))
+    residuals.put("run-1", left(1.0))
+    residuals.accept("run-1", "lease", left(1.0))
     assert residuals.of("run-1")["w"][0] == 1.0
 
 
 def test_one_that_has_been_sent_does_not_come_back(tmp_path: Path) -> None:
     residuals = Residuals(tmp_path)
     handed_in(residuals, "run-1", 1.0)
-    residuals.accept("run-1", left(2.0))  # its file could not be written
+    residuals.accept("run-1", "next", left(2.0))  # its file could not be written
     assert Residuals(tmp_path).of("run-1") == {}
 
 
@@ -81,5 +87,5 @@ def test_few_runs_are_kept_and_names_stay_in_their_folder(tmp_path: Path) -> Non
 def test_without_a_folder_they_are_in_memory() -> None:
     residuals = Residuals()
     handed_in(residuals, "run-1", 3.0)
-    residuals.refuse("run-1")
+    residuals.drop("run-1", "lease")
     assert residuals.of("run-1")["w"][0] == 3.0

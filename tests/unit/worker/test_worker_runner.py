@@ -140,7 +140,6 @@ def test_solo_goes_on_in_its_living_objects():
     runner, halves = runner_of(hub)
     first = runner.run(lease_of(0, 3, 0), Go())
     assert (first.report.done, first.report.logs, first.report.seconds) == (3, (b"log",) * 3, 0.75)
-    runner.accepted(first)
     second = runner.run(lease_of(3, 2, 1), Go())
     assert hub.asked == ["depin_entry", "depin_blob", "depin_version"]
     assert len(halves) == 1
@@ -153,7 +152,7 @@ def test_solo_loads_when_the_base_is_not_its_own_last_version():
     hub = FakeHub(StrategyConfig("sync", solo=True, bits=32))
     hub.versions[7] = State({"model/w": torch.full((SIZE,), 70.0)}, {"model/w": PARAM})
     runner, _ = runner_of(hub)
-    runner.accepted(runner.run(lease_of(0, 1, 0), Go()))
+    assert runner.run(lease_of(0, 1, 0), Go()) is not None
     third = runner.run(lease_of(1, 1, 7), Go())
     change = decode_change(third.report.change, hub.versions[7], max_bytes=1 << 20)
     assert torch.equal(change.values["model/w"], torch.full((SIZE,), 71.0))
@@ -172,7 +171,7 @@ def test_local_keeps_its_own_optimizer_state_but_takes_the_merged_weights():
     hub = FakeHub(StrategyConfig("local", solo=False, bits=4))
     hub.versions[1] = State({"model/w": torch.full((SIZE,), 10.0)}, {"model/w": PARAM})
     runner, halves = runner_of(hub)
-    runner.accepted(runner.run(lease_of(0, 3, 0), Go()))
+    assert runner.run(lease_of(0, 3, 0), Go()) is not None
     second = runner.run(lease_of(3, 2, 1, final=True), Go())
     assert torch.equal(second.state.tensors["model/w"], torch.full((SIZE,), 12.0))
     assert second.state.tensors["optimizer/0/step"].item() == 5
@@ -193,7 +192,7 @@ def test_local_sends_no_optimizer_state_before_the_end():
 def test_a_refused_local_lease_leaves_no_trace_in_the_optimizer_state():
     hub = FakeHub(StrategyConfig("local", solo=False, bits=4))
     runner, _ = runner_of(hub)
-    runner.accepted(runner.run(lease_of(0, 3, 0), Go()))
+    assert runner.run(lease_of(0, 3, 0), Go()) is not None
     runner.refused(runner.run(lease_of(3, 50, 0), Go()))
     third = runner.run(lease_of(3, 2, 0), Go())
     assert third.state.tensors["optimizer/0/step"].item() == 5
@@ -229,7 +228,7 @@ def test_a_worker_that_starts_again_sends_what_its_earlier_changes_left_out(tmp_
 def test_a_lease_that_is_not_wanted_any_more_ends_without_a_report():
     hub = FakeHub(StrategyConfig("sync", solo=True))
     runner, halves = runner_of(hub)
-    runner.accepted(runner.run(lease_of(0, 1, 0), Go()))
+    assert runner.run(lease_of(0, 1, 0), Go()) is not None
     go = Go()
     halves[0].on_iteration = lambda index: go.stop() if index == 4 else None
     assert runner.run(lease_of(1, 50, 1), go) is None
@@ -294,7 +293,7 @@ def test_solo_change_carries_what_iterations_hand_on():
     hub = FakeHub(StrategyConfig("sync", solo=True, bits=32))
     runner, halves = runner_of(hub)
     lease = lease_of(0, 1, 0)
-    runner.accepted(runner.run(lease, Go()))
+    assert runner.run(lease, Go()) is not None
     half = halves[0]
     plain = half.state
     half.state = lambda: _with_carried(plain())
@@ -369,7 +368,7 @@ def test_two_seats_are_kept_and_the_oldest_goes():
     hub = FakeHub(StrategyConfig("local", solo=False))
     runner, halves = runner_of(hub)
     for entry in (0, 1, 0, 2, 0, 1):
-        runner.accepted(runner.run(lease_of(0, 1, 0, entry=entry), Go()))
+        assert runner.run(lease_of(0, 1, 0, entry=entry), Go()) is not None
     assert len(halves) == 4  # 0, 1, 2, and 1 again
     assert hub.asked.count("depin_blob") == 1
 

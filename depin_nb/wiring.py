@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .core import config
@@ -111,6 +112,22 @@ def check(run_id: str) -> CheckReport:
 def checkpoints(run_id: str) -> list[Checkpoint]:
     """A run's checkpoints on disk, by version. Raises NoSuchRun."""
     return attach(run_id).checkpoints()
+
+
+def export_run(run_id: str, to: str) -> Path:
+    """Writes a run as a folder for another hub; also when no hub runs. Returns the folder. Raises NoSuchRun, RunFolderError."""
+    from .hub.moving import export_run
+
+    return export_run(config.home(), run_id, Path(to).expanduser())
+
+
+def import_run(folder: str) -> str:
+    """Takes a run's folder in; returns the run's id. Raises RunFolderError with nothing changed."""
+    from .hub.info import FileLock
+    from .hub.moving import import_run
+
+    with FileLock(config.home() / "launch.lock"):  # a hub that starts now would sweep away files that no row names yet
+        return import_run(config.home(), Path(folder).expanduser())
 
 
 def attach(run_id: str) -> Run:

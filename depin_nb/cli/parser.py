@@ -78,6 +78,10 @@ def parser() -> Parser:
         ("checkpoints", "list the checkpoints of a run, which load in plain PyTorch"),
     ):
         add(name, text, within=runs).add_argument("run", metavar="RUN")
+    export = add("export", "write a run as a folder that another hub can take in", within=runs)
+    export.add_argument("run", metavar="RUN")
+    export.add_argument("folder", metavar="DIR", nargs="?", default=".", help="where the run's folder is made (default: here)")
+    add("import", "take a run's folder in, so that it can be resumed here", within=runs).add_argument("folder", metavar="DIR")
     for name, text in (
         ("attach", "show a run until it ends; Ctrl-C leaves it running"),
         ("logs", "show what a detached run has printed so far"),

@@ -29,4 +29,25 @@ def checkpoints(arguments: argparse.Namespace) -> int:
     return 0
 
 
-RUNS: dict[str, Callable[[argparse.Namespace], int]] = {"check": check, "checkpoints": checkpoints}
+def export(arguments: argparse.Namespace) -> int:
+    from .. import wiring
+
+    folder = wiring.export_run(arguments.run, arguments.folder)
+    show(arguments, {"folder": str(folder)}, lambda: f"{folder}\n  -> on the other hub: depin runs import {folder}")
+    return 0
+
+
+def take_in(arguments: argparse.Namespace) -> int:
+    from .. import wiring
+
+    run_id = wiring.import_run(arguments.folder)
+    show(arguments, {"run": run_id}, lambda: f"{run_id} is here\n  -> `%%depin train --resume {run_id}` on top of its cell goes on with it")
+    return 0
+
+
+RUNS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "check": check,
+    "checkpoints": checkpoints,
+    "export": export,
+    "import": take_in,
+}

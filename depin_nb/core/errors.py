@@ -151,6 +151,12 @@ class CheckpointError(HubError):
     default_hint = "`depin runs checkpoints RUN` lists those that can be read."
 
 
+class RunFolderError(HubError):
+    """A run can't be exported, or a folder isn't a run that can be imported; nothing has changed. Fields: path, run_id."""
+
+    default_hint = "`depin runs export RUN` on the hub that has the run makes a folder anew."
+
+
 class WorkerError(HubError):
     """A worker could not be started or stopped. Fields: worker."""
 

@@ -13,7 +13,7 @@ BACKENDS = ("local", "depin")
 STRATEGIES = ("auto", "sync", "local", "sparse")
 DATA = ("auto", "whole", "samples", "worker")
 RUN = "RUN"
-RUN_ACTIONS = ("check", "checkpoints")
+RUN_ACTIONS = ("check", "checkpoints", "export", "import")
 BRIEF = 40  # characters of a usage in the list of commands
 
 
@@ -114,10 +114,12 @@ COMMANDS = (
         (
             Argument(
                 "action",
-                "check: prove that each iteration counts once and the money adds up; checkpoints: list them",
+                "check: prove that each iteration counts once and the money adds up; checkpoints: list them;"
+                " export, import: carry a run to another hub as a folder",
                 choices=RUN_ACTIONS,
             ),
-            Argument("run", "a run's id; without it, the newest", RUN),
+            Argument("run", "a run's id; without it, the newest; for import: the folder", RUN),
+            Argument("folder", "for export: where the run's folder is made", "DIR", default="."),
         ),
     ),
     Command("attach", "show a run until it ends; interrupting the cell leaves the run alone", (_NEWEST,)),

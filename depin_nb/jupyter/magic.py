@@ -125,9 +125,17 @@ class DepinMagics(Magics):
         if args.action is None:
             _display(runs(wiring.runs()))
             return
+        if args.action == "import":
+            if args.run is None:
+                raise UsageError("import takes a run's folder", hint="Such as `%depin runs import ~/run-7f3c`.")
+            print(wiring.import_run(args.run))
+            return
         run_id = args.run or _newest(wiring.runs())
         if args.action == "checkpoints":
             _display(checkpoints(run_id, wiring.checkpoints(run_id)))
+            return
+        if args.action == "export":
+            print(wiring.export_run(run_id, args.folder))
             return
         report = wiring.check(run_id)
         _display(checked(report))

@@ -157,7 +157,8 @@ def checked(report: CheckReport) -> Shown:
     sums = f"{count(report.receipts)} receipts, {Amount(report.units_dpn, DPN).text()} metered."
     verdict = f"Proven: each iteration counts once, the books add up. {sums}"
     if report.problems:
-        verdict = " ".join([f"{len(report.problems)} PROBLEMS:", *(f"{p.where}: {p.what}." for p in report.problems[:20])])
+        named = (f"{p.where}: {p.what}." for p in report.problems[:20])
+        verdict = " ".join([f"{len(report.problems)} PROBLEM{'S' if len(report.problems) > 1 else ''}:", *named])
     heads = ["Pass", "Runs", "Closed", "Iterations merged", "Open", "Leases", "Merges"]
     return card(f"Check of {report.run_id}", rows, heads, note=verdict, left=3)
 

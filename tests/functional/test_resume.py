@@ -174,6 +174,7 @@ def solved(run_id, **more):
     row = row_of(run_id)
     assert row.settled
     assert wiring.verify(run_id).ok
+    assert wiring.check(run_id).problems == ()
     for name, value in more.items():
         assert getattr(row, name) == value, name
 
@@ -196,6 +197,9 @@ def test_one_worker_ends_as_if_nothing_had_happened(session, notebook):
     run = depin_nb.attach(new)
     assert run.metrics()["iteration"] == list(range(3 * notebook.batches))
     assert all(torch.equal(run.state_dict()[n], v) for n, v in theirs.namespace["model"].state_dict().items())
+    kept = run.checkpoint().state_dict("model")
+    assert all(torch.equal(kept[n], v) for n, v in theirs.namespace["model"].state_dict().items())
+    assert run.checkpoint(best=True) in run.checkpoints()
     # a finished one is over
     for run_id, words in ((old, "has been continued"), (new, "has finished")):
         with pytest.raises(ResumeError, match=words):

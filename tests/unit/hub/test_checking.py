@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from depin_nb.cli import main
-from depin_nb.core.errors import NoSuchRun
+from depin_nb.core.errors import NoSuchRun, VerificationError
 from depin_nb.hub.checking import CheckReport, check
 from depin_nb.hub.journal import Journal
 from depin_nb.hub.rows import TABLES, columns
+from depin_nb.jupyter import magic
 
 from .fleet import LOCAL, SOLO, SYNC, FakeWorker, Kernel, first_state, hub_in
 from .test_resuming import merged_until, resumed
@@ -175,3 +176,23 @@ def test_it_names_the_row_and_exits_with_1(copied: tuple[Path, str, str], capsys
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] is False
     assert any(lease_id in problem["where"] for problem in report["problems"])
+
+
+def test_the_magic_shows_it_and_raises(copied: tuple[Path, str, str], monkeypatch: pytest.MonkeyPatch):
+    path, old, new = copied
+    monkeypatch.setenv("DEPIN_HOME", str(path.parent))
+    shown: list[Any] = []
+    monkeypatch.setattr(magic, "_display", shown.append)
+    magics = magic.DepinMagics(shell=None)
+    magics.depin(f"runs check {new}")
+    assert "Proven: each iteration counts once" in shown[-1].text
+    magics.depin(f"runs checkpoints {new}")
+    assert f"Checkpoints of {new}" in shown[-1].text
+    conn = sqlite3.connect(path)
+    conn.execute("UPDATE runs SET spent_units = spent_units + 1 WHERE run_id=?", (old,))
+    conn.commit()
+    conn.close()
+    with pytest.raises(VerificationError) as caught:
+        magics.depin(f"runs check {new}")
+    assert any("its receipts add up to" in problem for problem in caught.value.problems)
+    assert "1 PROBLEM" in shown[-1].text

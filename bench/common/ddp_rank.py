@@ -14,8 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
-from torch.utils.data.distributed import DistributedSampler
+from torch.utils.data import DataLoader, RandomSampler
 
 
 def main() -> None:
@@ -26,8 +25,8 @@ def main() -> None:
     space: dict = {"__name__": "__main__"}
     exec(json.loads(sys.stdin.readline()), space)
     loader = space["loader"]
-    sampler = DistributedSampler(loader.dataset, world, rank)
-    own = DataLoader(loader.dataset, batch_size=loader.batch_size, sampler=sampler)
+    share = RandomSampler(loader.dataset, replacement=True, num_samples=len(loader) * loader.batch_size // world)
+    own = DataLoader(loader.dataset, batch_size=loader.batch_size, sampler=share)
     for _ in sys.stdin:
         model, optimizer = fresh(space)
         dist.barrier()

@@ -12,11 +12,12 @@ from typing import Any
 
 SYNTHETIC = """
 import torch, torch.nn as nn, torch.nn.functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 torch.manual_seed({seed})
-X = torch.randn({iterations} * {batch}, {width})
-Y = (X[:, :10] + 0.5 * torch.randn({iterations} * {batch}, 10)).argmax(1)
-loader = DataLoader(TensorDataset(X, Y), batch_size={batch}, shuffle=True)
+X = torch.randn(2048, {width})
+Y = (X[:, :10] + 0.5 * torch.randn(2048, 10)).argmax(1)
+data = TensorDataset(X, Y)
+loader = DataLoader(data, batch_size={batch}, sampler=RandomSampler(data, replacement=True, num_samples={iterations} * {batch}))
 model = nn.Sequential(nn.Linear({width}, {hidden}), nn.ReLU(), nn.Linear({hidden}, {hidden}), nn.ReLU(), nn.Linear({hidden}, 10))
 opt = torch.optim.Adam(model.parameters(), lr=1e-3)
 """
@@ -110,7 +111,7 @@ class Leased:
 
 
 def synthetic(*, iterations: int, batch: int, width: int, hidden: int, epochs: int = 1, seed: int = 0) -> Task:
-    """An MLP of two hidden layers on random data: `iterations` of `batch` samples an epoch."""
+    """An MLP of two hidden layers: `iterations` of `batch` random samples an epoch, drawn from few: little data to send."""
     setup = SYNTHETIC.format(iterations=iterations, batch=batch, width=width, hidden=hidden, seed=seed)
     return Task(setup, ONE_PASS if epochs == 1 else PASSES.format(epochs=epochs))
 

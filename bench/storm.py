@@ -179,7 +179,8 @@ def main() -> int:
         share = median([w.share for w in runs])
         merged, noticed = [s for w in runs for s in w.merged_s], [s for w in runs for s in w.noticed_s]
         cells = [f"{share:.1%}", f"{min(w.share for w in runs):.1%} to {max(w.share for w in runs):.1%}", f"{loss[name]:.4f}"]
-        cells += [f"{sum(w.faults for w in runs)}", f"{median([w.window_s for w in runs]):.0f}", spread(noticed), spread(merged)]
+        faults = sum(w.faults for w in runs)
+        cells += [f"{faults}", f"{median([w.window_s for w in runs]):.0f}", f"{len(noticed)}", spread(noticed), spread(merged)]
         rows.append([name, *cells, f"{max((g for w in runs for g in w.gaps_s), default=0.0):.1f}"])
     goals = [
         Goal("share of live compute that reaches the model", median([w.share for w in found["storm"]]), 0.90),
@@ -194,7 +195,8 @@ def main() -> int:
         "held-out loss",
         "faults",
         "loop s",
-        "noticed s p50 / max",
+        "noticed",
+        "after s p50 / max",
         "next merge s p50 / max",
         "longest gap s",
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+
 import hivemind
 import torch
 import torch.distributed as dist
@@ -11,6 +13,7 @@ ROUND_S = 60.0
 
 
 def main(rank: int, settings: dict) -> None:
+    multiprocessing.set_start_method("fork", force=True)  # its DHT and averager are processes that can't be pickled
     dist.init_process_group("gloo")
     job = work.Work(settings, rank)
     first = hivemind.DHT(start=True, host_maddrs=["/ip4/127.0.0.1/tcp/0"]) if rank == 0 else None

@@ -36,6 +36,9 @@ def main() -> int:
         kinds = {strategy: lambda strategy=strategy: run(fleet, task, strategy) for strategy in ("local", "sync")}
         found = in_turns(kinds, 1 if args.quick else args.repeats)
     # a gang's workers wait for each other inside their iterations, so what each could do is known from `local`
+    idle = {d.name for d in devices for book in found["local"] if d.name not in book.work}
+    if idle:
+        raise RuntimeError(f"{', '.join(sorted(idle))} did nothing in a run, so its rate isn't known: more --iterations")
     summed = [sum(w.rate for w in book.work.values()) for book in found["local"]]
     shares = {s: [b.throughput / rate for b, rate in zip(runs, summed, strict=True)] for s, runs in found.items()}
     rows = []

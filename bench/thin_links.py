@@ -47,13 +47,14 @@ def main() -> int:
     found = in_turns({name: lambda name=name: of(name) for name in LINKS}, 1 if args.quick else args.repeats)
     rows, goals = [], []
     for name, runs in found.items():
-        reached = median([b.utilisation for b in runs])
+        shares = [b.utilisation(args.workers) for b in runs]
+        reached = median(shares)
         up = median([b.status.bytes_up / b.iterations for b in runs if b.status])
         down = median([b.status.bytes_down / b.iterations for b in runs if b.status])
         merges = median([float(len(b.merges)) for b in runs])
         window = median([b.window_s for b in runs])
         pace = median([1e3 * sum(w.seconds for w in b.work.values()) / b.iterations for b in runs])
-        spread = f"{min(b.utilisation for b in runs):.1%} to {max(b.utilisation for b in runs):.1%}"
+        spread = f"{min(shares):.1%} to {max(shares):.1%}"
         cells = [f"{reached:.1%}", spread, f"{window:.1f}", f"{merges:.0f}", f"{pace:.0f}", f"{up / 1e3:.1f}", f"{down / 1e3:.1f}"]
         rows.append([name, *cells])
         if name in GOALS:

@@ -48,10 +48,9 @@ class Book:
     def iterations(self) -> int:
         return sum(count for _, count in self.merges)
 
-    @property
-    def utilisation(self) -> float:
+    def utilisation(self, workers: int) -> float:
         """The share of the workers' time in the window that was computing which the model contains."""
-        return sum(w.seconds for w in self.work.values()) / (len(self.work) * self.window_s)
+        return sum(w.seconds for w in self.work.values()) / (workers * self.window_s)
 
     @property
     def throughput(self) -> float:

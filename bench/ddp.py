@@ -97,9 +97,9 @@ def main() -> int:
             seconds = ddp.seconds() / samples
             return seconds, seconds
 
-        say("warming up: a pass of each that doesn't count")
         kinds = {"one process": plain, "DDP x 2": distributed, "sync x 2": lambda: hub("sync"), "local x 2": lambda: hub("local")}
         if not args.quick:
+            say("warming up: a pass of each that doesn't count")
             in_turns(kinds, 1)
         found = in_turns(kinds, repeats)
     loops = {name: [loop for loop, _ in pairs] for name, pairs in found.items()}

@@ -73,16 +73,20 @@ FRONT = (
     Setting("H 60, momentum 0.3", every(60), momentum=0.3),
 )
 WIDE = (
+    Setting("H 1, fp32", every(1), 32, 32),
     Setting("H 30, momentum 0.3, fp32", every(30), 32, 32, momentum=0.3),
     Setting("H 30, momentum 0.3, mean of the last 30 %", every(30), momentum=0.3, average=0.3),
     Setting("H 30, momentum 0.3, last rate 0.7", every(30), momentum=0.3, last_lr=0.7),
+    Setting("H 30, rate on a line from 1.5 to 0.7", every(30), outer_lr=(1.5, 0.7)),
+    Setting("H 5, after a tenth 45, momentum 0.3", ((0.1, 5), (1, 45)), momentum=0.3),
+    Setting("H 30, momentum 0.3, inner state reset", every(30), momentum=0.3, inner="reset"),
     Setting("H 30, rate 1.5, last 1", every(30), outer_lr=1.5, last_lr=1.0),
     Setting("H 30, inner rate x 1.5", every(30), inner_lr=1.5),
     Setting("H 25, plain mean", every(25)),
     Setting("H 25, rate 0.7, momentum 0.3", every(25), outer_lr=0.7, momentum=0.3),
     Setting("H 25, mean of the iterates' last half, momentum 0.3", every(25), tail=0.5, momentum=0.3),
     Setting("H 25, workers' own norm, last 1", every(25), outer_lr="norm", last_lr=1.0),
-    Setting("H 25, inner state averaged", every(25), inner="mean"),
+    Setting("H 30, momentum 0.3, inner state averaged", every(30), momentum=0.3, inner="mean"),
 )
 
 

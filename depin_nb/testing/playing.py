@@ -149,7 +149,7 @@ async def _lived(world: World, outcomes: list[str]) -> list[str]:
             found.append(f"{user.plan.name}: {text}")
         outcomes.append(user.outcome)
         if not world.disk_was_full:
-            found += [f"{user.plan.name} was told: {text}" for text in user.errors if not text.startswith(EXPECTED)]
+            found += [f"{user.plan.name} was told: {text}" for text in user.errors if not any(word in text for word in EXPECTED)]
     await _end(world, outside)
     return found + [what for user in users for what in _for_the_user(user)]
 

@@ -31,9 +31,11 @@ WORKER_OPS = ("join", "lease", "entry", "blob", "version", "reduce", "report", "
 def answering(operation: Callable[..., Any]) -> Callable[..., Any]:
     """An operation as Dask may call it: never raises, for exceptions would be pickled."""
 
+    signature = inspect.signature(operation)  # once: it takes longer than many an operation
+
     async def handler(**request: Any) -> Any:
         try:
-            inspect.signature(operation).bind(**request)
+            signature.bind(**request)
             answer = operation(**request)
             return await answer if inspect.isawaitable(answer) else answer
         except asyncio.CancelledError:

@@ -128,7 +128,7 @@ def history(seed: int) -> History:
         for i in range(rng.choice((1, 2, 2, 3, 3, 4)))
     )
     notebooks = tuple(_notebook(rng, f"n{i + 1}") for i in range(rng.choice((1, 1, 1, 1, 2))))
-    faults = tuple(_fault(rng, devices, notebooks) for _ in range(rng.choice((1, 1, 2, 2, 3, 4, 6))))
+    faults = tuple(_fault(rng, devices, notebooks) for _ in range(rng.choice((1, 2, 2, 3, 4, 6, 9))))
     return History(seed, devices, notebooks, faults, tuple(range(len(faults))), rng.choice(("closed", "closed", "killed")))
 
 

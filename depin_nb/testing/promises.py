@@ -15,24 +15,38 @@ from ..hub.journal import Journal, RunRow
 from ..ledger import store
 from ..ledger.verify import verify_run
 from ..training.lifecycle import FINAL, LeaseState
+from .devices import step
 
 CAME_TO_NOTHING = LeaseState.OPEN.value  # its units went back
 
 
-def broken(home: Path, chain: Any) -> list[str]:
-    """Every promise that the state folder of an ended hub breaks, in words."""
+def broken(home: Path, chain: Any, *, counted: bool = True) -> list[str]:
+    """Every promise that the state folder of an ended hub breaks, in words. `counted`: whether the models count their iterations."""
     journal = Journal(home / "journal.sqlite", writing=False)
     try:
         found: list[str] = []
         rows = journal.runs()
         for row in rows:
-            found += [f"{row.run_id}: {what}" for what in _run(journal, row, home, chain)]
+            found += [f"{row.run_id}: {what}" for what in _run(journal, row, home, chain, counted)]
         return found + _files(journal, rows, home)
     finally:
         journal.close()
 
 
-def _run(journal: Journal, row: RunRow, home: Path, chain: Any) -> list[str]:
+def merged_of_chain(home: Path, run_id: str) -> list[int]:
+    """Indices of all iterations that a run of one pass and those which it continues merged, with repetitions."""
+    journal = Journal(home / "journal.sqlite", writing=False)
+    try:
+        parts = resumable.chain(journal.connection, run_id)
+        entries = [
+            (part, entry) for part in parts for (entry,) in journal.connection.execute("SELECT entry FROM entries WHERE run_id=?", (part,))
+        ]
+        return sorted(i for part, entry in entries for i, _ in journal.merged_units(part, entry))
+    finally:
+        journal.close()
+
+
+def _run(journal: Journal, row: RunRow, home: Path, chain: Any, counted: bool) -> list[str]:
     conn, found = journal.connection, []
     if row.ended_at is None:
         found.append("it never ended")
@@ -44,8 +58,7 @@ def _run(journal: Journal, row: RunRow, home: Path, chain: Any) -> list[str]:
     found += _leases(journal, row.run_id)
     found += _versions(journal, row)
     found += _money(journal, row, spent, chain)
-    found += _model(journal, row, home)
-    return found
+    return found + (_model(journal, row, home) if counted else [])
 
 
 def _leases(journal: Journal, run_id: str) -> list[str]:
@@ -132,7 +145,38 @@ def _model(journal: Journal, row: RunRow, home: Path) -> list[str]:
         found.append(f"iterations are in the model more than once: {expected.tolist()}")
     if not all(bool(torch.isfinite(t).all()) for t in state.tensors.values() if t.is_floating_point()):
         found.append("the model isn't finite")
-    return found
+    return found if found else _trained(journal, row, state)
+
+
+def _trained(journal: Journal, row: RunRow, state: State) -> list[str]:
+    """The parameter is what the merged leases make of it: bit for bit for one worker; for whole values averaged, up to rounding."""
+    conn = journal.connection
+    parts = resumable.chain(conn, row.run_id)
+    specs = [json.loads(s) for part in parts for (s,) in conn.execute("SELECT spec FROM entries WHERE run_id=? ORDER BY entry", (part,))]
+    strategy, places = specs[0]["strategy"], torch.nonzero(state.tensors["count"]).flatten().tolist()
+    expected = torch.zeros_like(state.tensors["model/w"])
+    if strategy["solo"]:
+        for place in places:
+            expected += step(place)
+        same = torch.equal(expected, state.tensors["model/w"])
+        return [] if same else ["one worker's model isn't what doing its iterations in order gives"]
+    if strategy["name"] != "local" or strategy["bits"] != 32 or len(parts) > 1:
+        return []
+    passes = _passes(conn, row.run_id)
+    total = len(state.tensors["count"]) // passes
+    seeds = {entry: json.loads(s)["seed"] for entry, s in conn.execute("SELECT entry, spec FROM entries WHERE run_id=?", (row.run_id,))}
+    for merge in journal.run(row.run_id).merges:
+        leases = conn.execute(
+            "SELECT units, done, base_version FROM leases WHERE run_id=? AND version=?", (row.run_id, merge.version)
+        ).fetchall()
+        if any(base != merge.base_version for _, _, base in leases):
+            return []  # late ones count less: not to be known from the journal
+        for spans, done, _ in leases:
+            indices = [i for a, b, c in json.loads(spans) for i in range(a, b, c)][:done]
+            for index in indices:
+                expected += step(seeds[merge.entry] * total + index) * (done / merge.iterations)
+    same = torch.allclose(expected, state.tensors["model/w"], atol=1e-5)
+    return [] if same else ["the model isn't the mean of what its merged leases changed"]
 
 
 def _passes(conn: Any, run_id: str) -> int:

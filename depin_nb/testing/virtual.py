@@ -154,11 +154,17 @@ class Fiber:
         self._answer: Any = None
         self._error: BaseException | None = None
         self._done = False
+        self.process = Process.current.get()  # to which it belongs
+
+    @classmethod
+    def here(cls) -> Fiber:
+        """The one that this code runs in."""
+        return cls._here.fiber
 
     @classmethod
     def wait_for(cls, wish: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """Called by the blocking code: what `wish()` comes to on the loop. Raises what it raises, Killed when the process is gone."""
-        fiber: Fiber = cls._here.fiber
+        fiber = cls.here()
         fiber._wish = wish
         fiber._theirs.release()
         fiber._mine.acquire()

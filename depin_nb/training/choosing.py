@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 SYNC_SHARE = 0.1  # most of a step's time that averaging gradients may take
 LOCAL_SHARE = 0.1  # most of a round's time that its transfers may take
-LONG_RUN = 60  # merges from which on sparse is no worse than local (bench/sparse_steps.py: worse at 24, better at 96)
+LONG_RUN = 60  # merges from which on sparse is no worse than local (bench/sparse_steps.py: worse at 32, better at 128)
 BYTES = {"sync": 4.0, "local": 0.516, "sparse": 0.02}  # a parameter on its way up (docs/training.md)
 DOWN_BYTES = {"sync": 4.0, "local": 0.516, "sparse": 0.516}  # at most, for sparse
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from depin_nb.training.choosing import Link, Load, suited
@@ -35,6 +35,7 @@ def test_each_has_its_place(link: Link, load: Load, name: str, said: str) -> Non
     assert said in why
 
 
+@settings(deadline=None)
 @given(link=links, load=loads, factor=st.floats(1, 1000))
 def test_a_slower_link_or_a_larger_model_never_sends_more(link: Link, load: Load, factor: float) -> None:
     name, why = suited(link, load)
@@ -45,12 +46,14 @@ def test_a_slower_link_or_a_larger_model_never_sends_more(link: Link, load: Load
         assert ORDER.index(suited(harder, heavier)[0]) >= ORDER.index(name)
 
 
+@settings(deadline=None)
 @given(link=links, load=loads, factor=st.floats(1, 1000))
 def test_longer_steps_never_send_less(link: Link, load: Load, factor: float) -> None:
     longer = replace(load, step_s=load.step_s * factor)
     assert ORDER.index(suited(link, longer)[0]) <= ORDER.index(suited(link, load)[0])
 
 
+@settings(deadline=None)
 @given(link=links, load=loads)
 def test_short_runs_are_never_sparse(link: Link, load: Load) -> None:
     for merges in (None, 0.0, 59.0):

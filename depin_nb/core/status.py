@@ -31,6 +31,9 @@ class Device:
     paid: Amount = Amount(0, DPN)
     wallet: str = ""
     price: str = ""  # for people: "0.4 DPN/TFLOP" or "$0.10/h"
+    up_mbit_s: float = 0.0  # its link to the hub, as it measured it when it joined; 0 = not known
+    down_mbit_s: float = 0.0
+    latency_ms: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ LANE_BINS = 120  # as fine as a lane is drawn
 SMOOTHING = 0.5  # weight of the newest measurement: a device's speed changes with heat and battery, within a few leases
 MAX_REJECTED = 3
 MAX_HELD = 2  # leases of a member: one at work, one ahead
+MAX_MBIT_S = 1e7
+MAX_LATENCY_MS = 1e6
 KINDS = ("local", "phone", "laptop", "single-board", "cloud")
 
 
@@ -42,6 +44,9 @@ class Member:
     seen_s: float
     packages: Mapping[str, str] | None = None  # {distribution: version} as it says; None: it doesn't say
     compiles: bool = True
+    up_mbit_s: float = 0.0  # its link as it measured it; 0: it doesn't say
+    down_mbit_s: float = 0.0
+    latency_ms: float = 0.0
     held: dict[str, str] = field(default_factory=dict)  # lease_id -> run_id: one at work and one ahead, in the order of lending
     parked: asyncio.Future[dict[str, Any]] | None = None
     rejected: dict[str, int] = field(default_factory=dict)  # by run
@@ -102,7 +107,7 @@ def member_of(address: str, profile: str, wallet: str, facts: Mapping[str, Any],
     speed = facts.get("speed", 1.0)
     if isinstance(speed, bool) or not isinstance(speed, (int, float)) or not math.isfinite(speed) or speed <= 0:
         speed = 1.0
-    local = profile == "local"
+    local, link = profile == "local", _link(facts.get("link"))
     return Member(
         address=address,
         worker_id=str(facts.get("name") or address)[:128],
@@ -115,7 +120,19 @@ def member_of(address: str, profile: str, wallet: str, facts: Mapping[str, Any],
         seen_s=now_s,
         packages=checked(facts.get("packages")),
         compiles=facts.get("compiles") is not False,
+        up_mbit_s=link.get("up_mbit_s", 0.0),
+        down_mbit_s=link.get("down_mbit_s", 0.0),
+        latency_ms=link.get("latency_ms", 0.0),
     )
+
+
+def _link(said: Any) -> dict[str, float]:
+    """A worker's link as `Member` has it; nothing where any of it can't be."""
+    limits = {"up_mbit_s": MAX_MBIT_S, "down_mbit_s": MAX_MBIT_S, "latency_ms": MAX_LATENCY_MS}
+    if not isinstance(said, Mapping) or set(said) != set(limits):
+        return {}
+    good = all(isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v <= limits[name] for name, v in said.items())
+    return {name: float(v) for name, v in said.items()} if good else {}
 
 
 def coarse(spans: Sequence[tuple[float, float, str]], bins: int = LANE_BINS) -> tuple[tuple[float, float, str], ...]:

@@ -25,7 +25,7 @@ KERNEL_OPS = (
     "needs", "output",
 )  # fmt: skip
 SHARED_OPS = ("control", "status")  # kernels, displays and the command line
-WORKER_OPS = ("join", "lease", "entry", "blob", "version", "reduce", "report", "alive", "say")
+WORKER_OPS = ("join", "lease", "entry", "blob", "version", "reduce", "report", "alive", "say", "link")
 
 
 def answering(operation: Callable[..., Any]) -> Callable[..., Any]:

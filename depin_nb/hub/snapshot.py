@@ -91,6 +91,9 @@ def device_of(member: Member, prices: PriceBook, tallies: Iterable[Tally]) -> De
         paid=Amount(sum(t.paid for t in mine), DPN),
         wallet=member.wallet,
         price=prices.price(member.profile).text(),
+        up_mbit_s=round(member.up_mbit_s, 2),
+        down_mbit_s=round(member.down_mbit_s, 2),
+        latency_ms=round(member.latency_ms, 2),
     )
 
 

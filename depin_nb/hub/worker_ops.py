@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from .coordinator import Coordinator
 
+MAX_LINK_BYTES = 256 << 10
 MAX_LOG_BYTES = 64 << 20
 MAX_WAIT_S = 60.0
 EXITS = ("", "break", "return", "error")
@@ -105,6 +107,12 @@ class WorkerOps:
             run.without_workers_s = None
         hub.changed.notify()
         return {"session": hub.members[worker].session}
+
+    def link(self, worker: str, data: bytes = b"", want: int = 0) -> dict[str, Any]:
+        """Takes `data` and gives back `want` bytes: what a worker measures its link by, before it joins. Nothing is kept or counted."""
+        if type(want) is not int or not 0 <= want <= MAX_LINK_BYTES or len(data) > MAX_LINK_BYTES:
+            raise UsageError(f"a link is measured with at most {MAX_LINK_BYTES >> 10} KiB")
+        return {"data": os.urandom(want)}  # what is on the way can't be compressed
 
     async def lease(self, worker: str, timeout_s: float = 30.0, held: Sequence[str] = ()) -> dict[str, Any]:
         """`{"lease"}` as soon as there is one, `{"wait": True}` after `timeout_s`, `{"leave": True}` for a worker that isn't wanted.

@@ -20,6 +20,7 @@ from .options import TrainOptions
 from .plan import Plan
 from .planning import Fitness, caveats, make_plan
 from .resuming import Journalled
+from .suiting import suit
 
 POLL_S = 0.25
 GANG_LEASE_S = 1.0
@@ -109,9 +110,19 @@ class Lessor:
         )
         return strategy
 
+    def _suited(self, strategy: StrategyConfig, seconds: float, state: State) -> StrategyConfig:
+        """The strategy, chosen again where depin-nb chooses, now that the model's size and an iteration's time are known."""
+        if self._entering is None:
+            return strategy
+        found = suit(strategy, self._entering, self.options, workers=self.workers, backend=self.backend, step_s=seconds, state=state)
+        if found is not None:
+            strategy, self._reason = found
+        return strategy
+
     def planned(self, entering: Entering, strategy: StrategyConfig, shipment: Shipment, probe: Probe, state: State) -> None:
         self.plan = None
         if probe.failed is None:
+            strategy = self._suited(strategy, probe.seconds, state)
             said = caveats(entering, strategy, shipment, self.workers, self._fitness)
             self.plan = make_plan(
                 entering, strategy, self._reason, shipment, probe, state, workers=self.workers, caveats=said, fitness=self._fitness
@@ -175,6 +186,9 @@ class Lessor:
             self.sent_bytes["program" if digest == program else "data"] += len(blobs[digest])
         self._sent.update(blobs)
         packages = dict(shipment.manifest.packages)
+        spec = replace(spec, strategy=self._suited(spec.strategy, spec.seconds_per_iteration, state))
+        if self.plan is not None:
+            self.plan = replace(self.plan, strategy=spec.strategy, reason=self._reason)
         spec = replace(spec, program=program, blobs=tuple(shipment.blobs), strategy=self._paced(spec), packages=packages)
         answer = self.client.call("entry_open", run=self.run_id, spec=spec.to_dict(), state=state.to_bytes(), about=self._about())
         self.entry, self._after = answer["entry"], spec.first

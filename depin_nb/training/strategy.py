@@ -24,13 +24,21 @@ OUTER_MOMENTUM = 0.3  # of 0 to 0.5, with outer rate 1, what came closest to a l
 
 
 def choose(
-    requested: str | None, *, workers: int, backend: str, total: int | None, solo_reason: str | None, options: Mapping[str, Any]
+    requested: str | None,
+    *,
+    workers: int,
+    backend: str,
+    total: int | None,
+    solo_reason: str | None,
+    options: Mapping[str, Any],
+    because: str = "",
 ) -> tuple[StrategyConfig, str]:
     """The strategy of a run and the reason in plain words.
 
     `requested`: `auto` (as None), `sync`, `local` or `sparse`. `backend`: `local` (fast links) or `depin` (home links). `total`: iterations
     of an entry, None when unknown. `solo_reason`: why the loop can't be spread, None when it can. `options`: settings of `StrategyConfig`
-    that the user gave (`inner_steps`, `bits`, `outer_lr`, `outer_momentum`, `error_feedback`); None counts as not given.
+    that the user gave (`inner_steps`, `bits`, `outer_lr`, `outer_momentum`, `error_feedback`); None counts as not given. `because`: why it
+    is requested, where that wasn't the user (`choosing.suited`).
     Raises UsageError for names and values that can't be used.
     """
     name = "auto" if requested is None else requested
@@ -50,7 +58,7 @@ def choose(
             raise UsageError(
                 f"{wrong} says nothing to strategy sync", hint="sync sends whole gradients at every step; use --strategy local."
             )
-        why = "as asked" if name == "sync" else "the links on one machine are fast"
+        why = because or ("as asked" if name == "sync" else "the links on one machine are fast")
         config = StrategyConfig(name="sync", solo=False, inner_steps=steps)
         return config, f"{why}: {workers} workers average their gradients at every step, so a step sees {workers} batches"
     own = {"name": "local", "solo": False, "inner_steps": steps, "outer_momentum": OUTER_MOMENTUM, "bits": 4}
@@ -60,7 +68,7 @@ def choose(
         own |= {"name": "sparse", "outer_momentum": 0.0, "bits": 2}  # what is left out and sent later has a momentum of its own
     config = StrategyConfig(**{**own, **given})
     config = replace(config, down_bits=DOWN_BITS[config.bits])
-    why = "home links are slow" if name == "auto" else "as asked"
+    why = because or ("home links are slow" if name == "auto" else "as asked")
     chosen = f"about {ROUNDS} merges an entry, at most {MAX_INNER_STEPS} iterations" if total else "the loop's length isn't known"
     length = "as asked" if inner_steps else chosen
     sent = {32: "whole values", 2: f"the largest {KEPT} changes of each {CHUNK:,}"}.get(config.bits, f"{config.bits}-bit changes")

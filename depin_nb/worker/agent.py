@@ -95,7 +95,7 @@ class Agent:
         pacer = Pacer(device.speed) if device.simulated else None
         runner = LeaseRunner(hub.ask, pacer, residuals=residuals_of(config.home(), self.name))
         try:
-            await hub.call("depin_join", profile=device.name, wallet=self.wallet, facts=self.facts)
+            await hub.call("depin_join", profile=device.name, wallet=self.wallet, facts={**self.facts, "link": await hub.measured()})
             log.info("%s has joined", self.name)
             asyncio.get_running_loop().run_in_executor(self._executor, _warm_up)
             self.serving = Serving(hub, runner, self._executor, self.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -14,8 +15,13 @@ from distributed.core import rpc
 from ..core.errors import HubDied
 from ..hub.client import typed
 from ..network.shaping import Link, size_of
+from ..ports import Clock, SystemClock
 
+LINK_BYTES = 128 << 10
+LINK_COUNTS = (4, 16)  # so many at once; more where the first were through too soon to tell
 _STEP_S = 0.1
+_FASTEST_S = 1e-4  # what the clock and the event loop can tell apart
+_SURE_S = 0.02
 
 
 class Dropped(Exception):
@@ -42,8 +48,9 @@ class Go:
 class HubLink:
     """The `depin_*` operations as this worker calls them. Made on the event loop that the calls run on."""
 
-    def __init__(self, scheduler: str, worker: str, link: Link) -> None:
+    def __init__(self, scheduler: str, worker: str, link: Link, *, clock: Clock | None = None) -> None:
         self.worker = worker
+        self._clock = clock or SystemClock()
         self._rpc = rpc(scheduler)
         self._link = link
         self._loop = asyncio.get_running_loop()
@@ -74,6 +81,31 @@ class HubLink:
                 return future.result(_STEP_S)
             if future.done():  # it ended with a TimeoutError of its own
                 raise HubDied(f"the hub does not answer ({op}: timed out)")
+
+    async def measured(self) -> dict[str, float]:
+        """What this link carries: `up_mbit_s`, `down_mbit_s`, `latency_ms` of a round trip. Moves half a MiB each way, on fast links 2."""
+        start_s = self._clock.monotonic()
+        latency_s = await self._ended_s() - start_s
+        filler = os.urandom(LINK_BYTES)  # what can't be compressed on its way
+        up, down = await self._rate(data=filler), await self._rate(want=LINK_BYTES)
+        return {"up_mbit_s": up * 8e-6, "down_mbit_s": down * 8e-6, "latency_ms": 1e3 * max(latency_s, _FASTEST_S)}
+
+    async def _rate(self, **request: Any) -> float:
+        """Bytes/s one way. Transfers that begin together end one after the other: by then neither what a router takes at once nor the
+        round trip counts, only the rate."""
+        rate = 0.0
+        for count in LINK_COUNTS:
+            ends = sorted(await asyncio.gather(*(self._ended_s(**request) for _ in range(count))))
+            half = count // 2
+            took_s = max(ends[-1] - ends[half], _FASTEST_S)
+            rate = LINK_BYTES * (count - 1 - half) / took_s
+            if took_s > _SURE_S:
+                break
+        return rate
+
+    async def _ended_s(self, **request: Any) -> float:
+        await self.call("depin_link", **request)
+        return self._clock.monotonic()
 
     async def close(self) -> None:
         await self._rpc.close_rpc()

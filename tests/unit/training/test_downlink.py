@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from depin_nb.core.codec import decode, encode
@@ -160,6 +160,7 @@ def test_a_made_up_step_is_refused(case: str) -> None:
         apply_step(version(0), encode({**message, **HOSTILE[case]}), max_bytes=MAX)
 
 
+@settings(deadline=None)
 @given(at=st.integers(0, 10**6), byte=st.integers(0, 255), cut=st.booleans())
 def test_damaged_bytes_are_refused_or_found_out(at: int, byte: int, cut: bool) -> None:
     data, after = encode_step(version(0), version(1), bits=4)

@@ -6,13 +6,14 @@ import contextlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from depin_nb.core.errors import CodecError
 from depin_nb.training.positions import decode_positions, encode_positions
 
 
+@settings(deadline=None)
 @given(chosen=st.sets(st.integers(0, 20_000), max_size=300), spare=st.integers(0, 50))
 def test_positions_come_back(chosen: set[int], spare: int) -> None:
     positions = np.array(sorted(chosen), dtype=np.int64)
@@ -32,6 +33,7 @@ def test_random_positions_take_little_more_than_they_must() -> None:
     assert encode_positions(np.arange(1 << 14))[1].size == 1 << 11  # neighbours: one bit each
 
 
+@settings(deadline=None)
 @given(data=st.binary(max_size=60), low_bits=st.integers(-2, 30), count=st.integers(-2, 200), end=st.integers(0, 300))
 def test_any_bytes_are_positions_or_refused(data: bytes, low_bits: int, count: int, end: int) -> None:
     with contextlib.suppress(CodecError):

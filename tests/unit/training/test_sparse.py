@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from depin_nb.core.codec import decode, encode
@@ -32,6 +32,7 @@ def two_states(shape: tuple[int, ...] = (70, 130)) -> tuple[State, State]:
     return base, new
 
 
+@settings(deadline=None)
 @given(numel=st.integers(1, 3 * CHUNK), exponent=st.integers(-30, 30), seed=st.integers(0, 9), zeros=st.floats(0, 1))
 def test_what_arrives_is_what_the_sender_counts_as_sent(numel: int, exponent: int, seed: int, zeros: float) -> None:
     flat = noise(numel, seed) * 10.0**exponent
@@ -144,6 +145,7 @@ def test_a_made_up_sparse_change_is_refused(case: str) -> None:
         decode_change(encode(honest), base, max_bytes=MAX)
 
 
+@settings(deadline=None)
 @given(at=st.integers(0, 10**6), byte=st.integers(0, 255), cut=st.booleans())
 def test_damaged_bytes_raise_nothing_but_codec_errors(at: int, byte: int, cut: bool) -> None:
     base, new = two_states()

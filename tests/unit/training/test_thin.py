@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from depin_nb.core.errors import CodecError
@@ -19,6 +19,7 @@ MAX = 1 << 24
 torch.set_num_threads(1)
 
 
+@settings(deadline=None)
 @given(numel=st.integers(257, 3000), bits=st.sampled_from([4, 8]), share=st.floats(0, 1), seed=st.integers(0, 9))
 def test_leaving_zeros_out_loses_nothing(numel: int, bits: int, share: float, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)

@@ -29,7 +29,7 @@ lab: $(STAMP)  ## Open JupyterLab on the quickstart
 	@$(BIN)/jupyter lab notebooks/01_quickstart.ipynb
 
 test: $(STAMP)  ## Run the tests
-	@$(BIN)/python -m pytest tests/unit tests/conformance tests/faults/test_histories.py -n logical --maxprocesses 4 --dist worksteal
+	@$(BIN)/python -m pytest tests/unit tests/conformance tests/faults/test_found.py tests/faults/test_histories.py -n logical --maxprocesses 4 --dist worksteal
 	@$(BIN)/python -m pytest tests/functional tests/browser tests/faults/test_processes.py -n logical --maxprocesses 2 --dist loadfile  # one hub a file
 
 check: $(STAMP)  ## ruff, mypy, import-linter, TypeScript

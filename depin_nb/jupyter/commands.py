@@ -110,7 +110,7 @@ COMMANDS = (
     Command("down", "stop the workers and the hub; everything stays in the journal"),
     Command(
         "runs",
-        "list the runs of the journal, or do something with one",
+        "list the runs; check, export or import one",
         (
             Argument(
                 "action",

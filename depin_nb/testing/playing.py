@@ -150,6 +150,7 @@ async def _lived(world: World, outcomes: list[str]) -> list[str]:
         outcomes.append(user.outcome)
         if not world.disk_was_full:
             found += [f"{user.plan.name} was told: {text}" for text in user.errors if not any(word in text for word in EXPECTED)]
+    found += [what for device in fleet for what in device.failures[:1]]
     await _end(world, outside)
     return found + [what for user in users for what in _for_the_user(user)]
 

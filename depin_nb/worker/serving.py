@@ -8,7 +8,7 @@ from collections import deque
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DepinError, HubDied
 from ..core.lease import Lease, Report
@@ -61,6 +61,8 @@ class Serving:
     async def run(self) -> None:
         """Returns when the hub says leave. Raises HubDied when it is gone."""
         tasks = [asyncio.create_task(part()) for part in (self._ask, self._work, self._report, self._listen)]
+        for task in tasks:
+            task.add_done_callback(_seen)  # the first one's exception is raised; the others end for the same reason, some later
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -74,9 +76,6 @@ class Serving:
                 await asyncio.wait(tasks, timeout=LEAVE_S)
                 if self._running is not None:
                     await asyncio.wait([self._running], timeout=LEAVE_S)
-            for task in tasks:
-                if task.done() and not task.cancelled():
-                    task.exception()  # the first one's was raised
 
     # --- the four parts -------------------------------------------------------------------------------------
 
@@ -115,6 +114,7 @@ class Serving:
         if not held.go():
             return
         self._running = asyncio.get_running_loop().run_in_executor(self._executor, self._runner.run, held.lease, held.go)
+        self._running.add_done_callback(_seen)
         try:
             held.finished = await asyncio.shield(self._running)
             held.report = held.finished.report if held.finished is not None else None
@@ -182,3 +182,8 @@ class Serving:
     async def _tell(self) -> None:
         async with self._changed:
             self._changed.notify_all()
+
+
+def _seen(task: asyncio.Future[Any]) -> None:
+    if not task.cancelled():
+        task.exception()

@@ -38,7 +38,7 @@ def test_the_same_lines_and_names(three, name):
         assert strategy.startswith("local")
     workers = sum(1 for d in trained.statuses[-1].devices if d.iterations)
     if cell.solo:
-        assert workers == 1
+        assert 1 <= workers <= len(passes)  # one does each pass
     elif max(map(len, passes), default=0) >= ENOUGH:
         shared[name] = workers > 1
     for indices in passes:

@@ -65,9 +65,9 @@ class Command:
 
     @property
     def brief(self) -> str:
-        """The usage; its options summed up when it is long."""
+        """The usage; its options summed up when it is long, all of it when it is longer."""
         places = "".join(f" {a.usage}" for a in self.arguments if not a.is_option)
-        return self.usage if len(self.usage) <= BRIEF else f"{self._head}{places} [options]"
+        return next((u for u in (self.usage, f"{self._head}{places} [options]") if len(u) <= BRIEF), f"{self._head} ...")
 
     @property
     def _head(self) -> str:

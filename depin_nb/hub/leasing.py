@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -361,7 +362,7 @@ class Leasing:
         run.budget = run.budget.release(record.reserved)
         lease, member = record.lease, record.member
         if member.held.pop(lease.lease_id, None) is not None and record.begun_s is not None:
-            run.tally(member, self._hub.prices).ended(run.clock(now), 0.0, lost=True)
+            run.tally(member, self._hub.prices).ended(run.clock(now), math.inf, lost=wanted)  # work that isn't needed isn't a loss
         if wanted and record.needed:
             entry.put_back(lease.units)
         if record.twin is not None:

@@ -26,6 +26,7 @@ loads = st.builds(Load, st.integers(0, 10**10), st.floats(0, 100), st.integers(1
         (PHONE, Load(10_000_000, 0.1, 50, 500), "sparse", "largest changes"),
         (PHONE, Load(10_000_000, 0.1, 50, 20), "local", "20 merges are too few"),
         (PHONE, Load(10_000_000, 0.1, 50, None), "local", "length isn't known"),
+        (PHONE, replace(DIGITS, step_s=0.0015), "local", "sparse would still take"),
         (Link(625e3, 625e3, 0.08), Load(100_000, 1.0, 50, 500), "local", "5 Mbit/s"),
     ],
 )

@@ -27,7 +27,7 @@ OUT = (LeaseState.LEASED, LeaseState.SUBMITTED)
 MAX_ANSWER_BYTES = 32 << 20  # of logs in one depin_results answer; a single lease may exceed it
 
 
-@dataclass
+@dataclass(eq=False)
 class LeaseRecord:
     """A lease and what became of it. Only `go` changes its state. Times monotonic, in seconds; amounts in DPN.
 
@@ -78,7 +78,7 @@ class LeaseRecord:
         return self.report.exit if self.report is not None else ""
 
 
-@dataclass
+@dataclass(eq=False)
 class Round:
     """Leases on one base version. `kind`: solo, local or gang. `lost`: units that came back to the queue while it was open."""
 

@@ -466,12 +466,14 @@ class Leasing:
             run.without_workers_s = None
             return
         barred = [m for m in self._hub.members.values() if m.barred(run.run_id)]
-        if barred:
+        others = set(run.tallies).difference(m.worker_id for m in barred)  # that were here: they may come back
+        if run.without_workers_s is None:
+            run.without_workers_s = now
+        waited = now - run.without_workers_s > NO_WORKERS_AFTER_S and not entry.busy
+        if barred and (waited or not others):
             entry.halt = "failed"
             entry.error = error_of(self._hub.rejected_error(run, barred))
-        elif run.without_workers_s is None:
-            run.without_workers_s = now
-        elif now - run.without_workers_s > NO_WORKERS_AFTER_S and not entry.busy:
+        elif waited:
             entry.halt = "no-workers"
         if entry.halt:
             entry.changed.notify()

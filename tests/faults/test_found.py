@@ -1,4 +1,4 @@
-"""What histories have found and what isn't mended yet: each says what it needs."""
+"""What histories have found."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ def player():
         yield made
 
 
-@pytest.mark.xfail(reason="hub/leasing.py, check_workers: with barred members alone a run fails at once; it should wait as for no workers")
 def test_a_run_waits_for_a_good_worker_that_left_a_moment_ago(player: Player):
     devices = (DevicePlan("w1", "phone", 1.0, 0.0, 0.0), DevicePlan("w2", "phone", 1.0, 0.0, 0.0))
     cell = NotebookPlan("n1", "local", 12, True, 1, 0.2, 1.0, None, "break", None, False, 100)

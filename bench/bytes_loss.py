@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.loss_tasks import TASKS, Task
+from bench.common.loss_tasks import TASKS, Task
 from depin_nb.core.lease import StrategyConfig
 from depin_nb.core.state import INNER, PARAM, State
 from depin_nb.training.compress import decode_change, encode_change

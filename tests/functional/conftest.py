@@ -4,7 +4,6 @@ import os
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from IPython.core.interactiveshell import InteractiveShell
@@ -15,21 +14,7 @@ for folder in (HERE, HERE.parent / "unit" / "loop"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
-from running import PATIENCE_S  # noqa: E402
-
 from depin_nb import wiring  # noqa: E402
-
-
-def processes_of(folder):
-    """Every process of this user that works on that state folder, this one left out."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.pid != os.getpid() and process.environ().get("DEPIN_HOME") == str(folder):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 @pytest.fixture(autouse=True)
@@ -41,16 +26,14 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(tmp_path_factory, nothing_left):
     """A state folder for this module; at the end its hub is stopped, and no process of it may be left."""
     folder = tmp_path_factory.mktemp("home")
     before = os.environ.get("DEPIN_HOME")
     os.environ["DEPIN_HOME"] = str(folder)
     try:
         yield folder
-        wiring.down()
-        _, alive = psutil.wait_procs(processes_of(folder), timeout=PATIENCE_S)
-        assert [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
+        nothing_left(folder)
     finally:
         wiring.down()
         if before is None:

@@ -10,8 +10,8 @@ from .core.amount import Amount, parse
 from .core.errors import NoHub, NoSuchRun, UsageError
 
 if TYPE_CHECKING:
-    from .hub.checking import CheckReport
-    from .hub.checkpoint_files import Checkpoint
+    from .hub.records.checking import CheckReport
+    from .hub.versions.checkpoint_files import Checkpoint
     from .ledger.verify import VerifyReport
     from .session import Run, Session
     from .session.detached import DetachedRun
@@ -85,8 +85,8 @@ def runs() -> list[dict[str, Any]]:
     """The journal's runs, newest first; also when no hub runs."""
     from dataclasses import asdict
 
-    from .hub.journal import Journal
-    from .hub.orphaned import orphaned
+    from .hub.records.journal import Journal
+    from .hub.records.orphaned import orphaned
 
     if not config.journal_file().exists():
         return []
@@ -99,8 +99,8 @@ def runs() -> list[dict[str, Any]]:
 
 def check(run_id: str) -> CheckReport:
     """Proves from the journal and the ledger that the run is what it says; also when no hub runs. Raises NoSuchRun."""
-    from .hub.checking import check
-    from .hub.journal import Journal
+    from .hub.records.checking import check
+    from .hub.records.journal import Journal
 
     journal = Journal(config.journal_file(), writing=False)
     try:
@@ -116,7 +116,7 @@ def checkpoints(run_id: str) -> list[Checkpoint]:
 
 def export_run(run_id: str, to: str) -> Path:
     """Writes a run as a folder for another hub; also when no hub runs. Returns the folder. Raises NoSuchRun, RunFolderError."""
-    from .hub.moving import export_run
+    from .hub.records.moving import export_run
 
     return export_run(config.home(), run_id, Path(to).expanduser())
 
@@ -124,7 +124,7 @@ def export_run(run_id: str, to: str) -> Path:
 def import_run(folder: str) -> str:
     """Takes a run's folder in; returns the run's id. Raises RunFolderError with nothing changed."""
     from .hub.info import FileLock
-    from .hub.moving import import_run
+    from .hub.records.moving import import_run
 
     with FileLock(config.home() / "launch.lock"):  # a hub that starts now would sweep away files that no row names yet
         return import_run(config.home(), Path(folder).expanduser())
@@ -132,7 +132,7 @@ def import_run(folder: str) -> str:
 
 def attach(run_id: str) -> Run:
     """A run from the journal: metrics and weights of what was merged; a detached one can be followed and bound. Raises NoSuchRun."""
-    from .hub.detached_folder import DetachedFolder
+    from .hub.detached.folder import DetachedFolder
     from .hub.launch import find_hub
     from .session.detached import held
     from .session.journalled import journalled
@@ -151,7 +151,7 @@ def lives() -> bool:
 
 def detached(run_id: str | None = None) -> DetachedRun:
     """A detached run, without an id the newest. Raises NoSuchRun for one that isn't."""
-    from .hub.detached_folder import DetachedFolder
+    from .hub.detached.folder import DetachedFolder
     from .session.detached import DetachedRun
 
     wanted = run_id or next((row["run_id"] for row in runs() if DetachedFolder(row["run_id"]).exists()), None)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from depin_nb.core import config
 from depin_nb.core.status import Status
-from depin_nb.hub.journal import Journal
+from depin_nb.hub.records.journal import Journal
 
 
 @dataclass(frozen=True)

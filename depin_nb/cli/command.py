@@ -101,7 +101,7 @@ def runs(arguments: argparse.Namespace) -> int:
 
 
 def run_info(arguments: argparse.Namespace) -> int:
-    from ..hub.journal import Journal
+    from ..hub.records.journal import Journal
 
     journal = Journal(config.journal_file(), writing=False)
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..core.amount import DPN, Amount
 from ..core.status import Status
-from ..hub.checkpoint_files import Checkpoint, best
+from ..hub.versions.checkpoint_files import Checkpoint, best
 
 
 def columns(rows: Sequence[Sequence[str]], heads: Sequence[str], *, right: Sequence[int] = ()) -> str:

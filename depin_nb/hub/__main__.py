@@ -1,5 +1,5 @@
 import sys
 
-from .command import main
+from depin_nb.hub.command import main
 
 sys.exit(main())

@@ -14,17 +14,18 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
+from depin_nb.hub.build import Parts, build
+from depin_nb.hub.coordinator import Coordinator
+from depin_nb.hub.detached.runs import Detached
+from depin_nb.hub.fleet import Fleet
+from depin_nb.hub.info import HubInfo
+from depin_nb.hub.plugin import CoordinatorPlugin, answering
+from depin_nb.hub.status_api import StatusApi
+
 from ..backends.local import LocalBackend
 from ..backends.simulated import SimulatedBackend
 from ..core import config
 from ..ports import Backend
-from .build import Parts, build
-from .coordinator import Coordinator
-from .detached import Detached
-from .fleet import Fleet
-from .info import HubInfo
-from .plugin import CoordinatorPlugin, answering
-from .status_api import StatusApi
 
 log = logging.getLogger(__name__)
 

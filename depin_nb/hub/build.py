@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from depin_nb.hub.coordinator import Coordinator
+from depin_nb.hub.records.journal import Journal
+
 from ..core import config
 from ..ledger import store
 from ..ledger.embedded import EmbeddedChain
@@ -14,8 +17,6 @@ from ..ledger.ledger import Ledger
 from ..ledger.wallet import Wallets
 from ..metering import price
 from ..ports import SystemClock
-from .coordinator import Coordinator
-from .journal import Journal
 
 TENSOR_THREADS = 2
 

@@ -14,10 +14,11 @@ from distributed.core import rpc
 from distributed.utils import LoopRunner
 from tornado.ioloop import IOLoop
 
+from depin_nb.hub.info import HubInfo, hub_pid, log_file
+
 from ..core import errors
 from ..core.errors import DepinError, HubDied, HubError
 from ..network.randomness import keep_apart
-from .info import HubInfo, hub_pid, log_file
 
 CONNECT_TIMEOUT_S = 5.0  # on loopback a living hub answers in milliseconds
 _STEP_S = 0.1

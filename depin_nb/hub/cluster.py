@@ -11,9 +11,10 @@ from distributed.deploy.cluster import Cluster
 from distributed.objects import SchedulerInfo
 from tornado.ioloop import IOLoop
 
+from depin_nb.hub.client import CONNECT_TIMEOUT_S, typed
+from depin_nb.hub.info import HubInfo
+
 from ..core.errors import HubDied
-from .client import CONNECT_TIMEOUT_S, typed
-from .info import HubInfo
 
 REFRESH_S = 1.0
 HERE_EVERY = 30  # refreshes

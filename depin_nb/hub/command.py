@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from .info import HubInfo, hold_home, log_file
+from depin_nb.hub.info import HubInfo, hold_home, log_file
 
 IDLE_TIMEOUT_S = 3600.0
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments.detach:  # detached, stderr is the log file already
         handlers.append(logging.FileHandler(log_file()))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=handlers)
-    from .app import run
+    from depin_nb.hub.app import run
 
     def ready(info: HubInfo) -> None:
         _tell(arguments.ready_fd, "ready")

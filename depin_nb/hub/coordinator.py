@@ -15,28 +15,27 @@ from depin_nb.core import errors
 from depin_nb.core.amount import DPN, Amount
 from depin_nb.core.errors import CodecError, DepinError, HubError, MoneyError, NoSuchRun
 from depin_nb.core.status import ENDED, Device, Status
+from depin_nb.hub.kernel_ops import KernelOps
+from depin_nb.hub.leases.entry import Entry
+from depin_nb.hub.leases.leasing import Leasing
+from depin_nb.hub.leases.members import Member
+from depin_nb.hub.records import resumable
+from depin_nb.hub.records.blobs import BlobStore
+from depin_nb.hub.records.journal import Journal
+from depin_nb.hub.records.replays import ReplayFiles
+from depin_nb.hub.records.resuming import Resuming
+from depin_nb.hub.run import Run
+from depin_nb.hub.snapshot import device_of, status_of
+from depin_nb.hub.trouble import explained
+from depin_nb.hub.versions.checkpoint_files import CheckpointFiles
+from depin_nb.hub.versions.checkpoints import Checkpoints
+from depin_nb.hub.versions.committing import Commits
+from depin_nb.hub.versions.states import StateFiles
+from depin_nb.hub.wake import Signal
+from depin_nb.hub.worker_ops import WorkerOps
 from depin_nb.ledger.receipt import Receipt
 from depin_nb.metering.price import PriceBook
 from depin_nb.ports import Clock
-
-from . import resumable
-from .blobs import BlobStore
-from .checkpoint_files import CheckpointFiles
-from .checkpoints import Checkpoints
-from .committing import Commits
-from .entry import Entry
-from .journal import Journal
-from .kernel_ops import KernelOps
-from .leasing import Leasing
-from .members import Member
-from .replays import ReplayFiles
-from .resuming import Resuming
-from .run import Run
-from .snapshot import device_of, status_of
-from .states import StateFiles
-from .trouble import explained
-from .wake import Signal
-from .worker_ops import WorkerOps
 
 log = logging.getLogger(__name__)
 

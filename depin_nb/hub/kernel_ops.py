@@ -11,19 +11,18 @@ from depin_nb.core.errors import HubError, NoSuchRun, UsageError
 from depin_nb.core.lease import EntrySpec, Unit
 from depin_nb.core.packages import checked, other_versions
 from depin_nb.core.state import State
+from depin_nb.hub.leases.entry import OUT, Entry
+from depin_nb.hub.records import resumable
+from depin_nb.hub.records.resuming import MAX_TEXT
+from depin_nb.hub.run import Run
+from depin_nb.hub.snapshot import device_dict
+from depin_nb.hub.starting import Start, begin
+from depin_nb.hub.starting import resume as start_again
 from depin_nb.training.downlink import same_weights
 from depin_nb.training.lifecycle import Trigger
 
-from . import resumable
-from .entry import OUT, Entry
-from .resuming import MAX_TEXT
-from .run import Run
-from .snapshot import device_dict
-from .starting import Start, begin
-from .starting import resume as start_again
-
 if TYPE_CHECKING:
-    from .coordinator import Coordinator
+    from depin_nb.hub.coordinator import Coordinator
 
 REASONS = ("done", "exit", "interrupt", "error")
 MAX_POLL_S = 60.0

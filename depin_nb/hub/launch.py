@@ -13,9 +13,10 @@ import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
+from depin_nb.hub.info import FileLock, HubInfo, hub_pid, log_file
+
 from ..core import config
 from ..core.errors import HubError
-from .info import FileLock, HubInfo, hub_pid, log_file
 
 START_TIMEOUT_S = 90.0  # importing torch, distributed and bokeh from a cold disk took 20 s at worst here
 STOP_TIMEOUT_S = 30.0

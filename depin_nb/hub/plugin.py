@@ -14,8 +14,8 @@ from distributed import Scheduler
 from distributed.comm.core import Comm
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-from .answers import error_answer
-from .coordinator import Coordinator
+from depin_nb.hub.answers import error_answer
+from depin_nb.hub.coordinator import Coordinator
 
 log = logging.getLogger(__name__)
 

@@ -10,20 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from depin_nb.core.amount import Amount
 from depin_nb.core.events import Event
+from depin_nb.hub.leases.entry import Entry
+from depin_nb.hub.leases.members import Member, Tally
+from depin_nb.hub.records.journal import LeaseRow
 from depin_nb.metering.budget import Budget
 from depin_nb.metering.meter import Meter
 from depin_nb.metering.price import PriceBook
 
-from .entry import Entry
-from .journal import LeaseRow
-from .members import Member, Tally
-
 if TYPE_CHECKING:
     from depin_nb.core.state import State
+    from depin_nb.hub.records.resuming import Past
+    from depin_nb.hub.versions.references import Reference
     from depin_nb.training.merge import OuterState
-
-    from .references import Reference
-    from .resuming import Past
 
 MAX_POINTS = 20_000
 MAX_NOTICES = 20

@@ -8,10 +8,9 @@ from typing import Any
 
 from depin_nb.core.amount import DPN, Amount, Figure, Tag
 from depin_nb.core.status import Device, Status
+from depin_nb.hub.leases.members import Member, Tally
+from depin_nb.hub.run import Run
 from depin_nb.metering.price import PriceBook
-
-from .members import Member, Tally
-from .run import Run
 
 WINDOW_S = 60.0
 

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from depin_nb.core.amount import DPN, Amount
 from depin_nb.core.errors import MoneyError
+from depin_nb.hub.records import resumable
+from depin_nb.hub.run import Run
 from depin_nb.metering.budget import Budget
 from depin_nb.metering.meter import Meter
 
-from . import resumable
-from .run import Run
-
 if TYPE_CHECKING:
-    from .coordinator import Coordinator
-    from .resuming import Past
+    from depin_nb.hub.coordinator import Coordinator
+    from depin_nb.hub.records.resuming import Past
 
 MAX_NOTICE = 500
 

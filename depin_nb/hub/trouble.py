@@ -7,8 +7,7 @@ from pathlib import Path
 
 from depin_nb.core.errors import CheckpointError, DepinError, DiskFull, JournalDamaged, JournalError
 from depin_nb.core.storage import disk_full, is_damaged, is_full
-
-from .checkpoint_files import Checkpoint, CheckpointFiles
+from depin_nb.hub.versions.checkpoint_files import Checkpoint, CheckpointFiles
 
 READ_BYTES = 256 << 20  # a checkpoint up to this size is read whole before it is called good
 

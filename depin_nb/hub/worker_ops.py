@@ -11,20 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from depin_nb.core.errors import CodecError, HubError, UsageError
 from depin_nb.core.lease import Report
+from depin_nb.hub.leases.entry import OUT, Entry, LeaseRecord
+from depin_nb.hub.leases.members import Member, member_of
+from depin_nb.hub.run import Run
+from depin_nb.hub.versions.references import Reference
 from depin_nb.ledger.wallet import is_address
 from depin_nb.training.compress import Change, decode_change
 from depin_nb.training.downlink import STEP_BITS
 from depin_nb.training.lifecycle import LeaseState, Trigger
 
-from .entry import OUT, Entry, LeaseRecord
-from .members import Member, member_of
-from .references import Reference
-from .run import Run
-
 if TYPE_CHECKING:
     from depin_nb.core.state import State
-
-    from .coordinator import Coordinator
+    from depin_nb.hub.coordinator import Coordinator
 
 MAX_LINK_BYTES = 256 << 10
 MAX_LOG_BYTES = 64 << 20

@@ -44,7 +44,7 @@ def _offer() -> None:
         import time
 
         from depin_nb.hub.info import hub_pid
-        from depin_nb.hub.resumable import offer
+        from depin_nb.hub.records.resumable import offer
 
         said = offer(path, now=time.time(), hub_lives=hub_pid() is not None)
     if said is not None:

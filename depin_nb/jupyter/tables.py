@@ -20,8 +20,8 @@ from .text import WIDTH, table, wrapped
 from .view import plain_name
 
 if TYPE_CHECKING:
-    from depin_nb.hub.checking import CheckReport
-    from depin_nb.hub.checkpoint_files import Checkpoint
+    from depin_nb.hub.records.checking import CheckReport
+    from depin_nb.hub.versions.checkpoint_files import Checkpoint
     from depin_nb.ledger.verify import VerifyReport
     from depin_nb.session import Plan, Run
 

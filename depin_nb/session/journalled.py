@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from ..core import config
 from ..core.errors import DepinError
 from ..core.status import Status
-from ..hub.journal import Journal
-from ..hub.orphaned import orphaned
+from ..hub.records.journal import Journal
+from ..hub.records.orphaned import orphaned
 from .run import Run
 
 if TYPE_CHECKING:

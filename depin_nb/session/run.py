@@ -10,8 +10,8 @@ from ..core import config
 from ..core.errors import CheckpointError
 from ..core.state import BUFFER, COUNTER, PARAM, State
 from ..core.status import Status
-from ..hub.checkpoint_files import Checkpoint, CheckpointFiles
-from ..hub.checkpoint_files import best as lowest
+from ..hub.versions.checkpoint_files import Checkpoint, CheckpointFiles
+from ..hub.versions.checkpoint_files import best as lowest
 
 if TYPE_CHECKING:
     import torch

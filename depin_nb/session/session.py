@@ -21,7 +21,7 @@ from ..core.status import Device, Status, device_from_dict
 from ..hub.client import HubClient
 from ..hub.cluster import HubCluster
 from ..hub.info import HubInfo
-from ..hub.journal import Journal
+from ..hub.records.journal import Journal
 from ..loop.cell import LeasedCell, LeasedFunction
 from ..metering import price
 from .detached import DetachedRun, detach, detach_function

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from depin_nb.hub.records import resumable
+
 from ..core.state import State
-from ..hub import resumable
-from ..hub.journal import Journal, RunRow
+from ..hub.records.journal import Journal, RunRow
 from ..ledger import store
 from ..ledger.verify import verify_run
 from ..training.lifecycle import FINAL, LeaseState

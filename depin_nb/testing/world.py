@@ -20,11 +20,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from depin_nb.hub.records import blobs as files
+
 from ..core.errors import DepinError
-from ..hub import blobs as files
 from ..hub.coordinator import Coordinator
-from ..hub.journal import Journal
 from ..hub.plugin import CoordinatorPlugin
+from ..hub.records.journal import Journal
 from ..ledger import store
 from ..ledger.ledger import Ledger
 from ..metering.price import PriceBook

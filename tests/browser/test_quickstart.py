@@ -24,7 +24,7 @@ SAME_WEIGHTS = """
 import torch
 from depin_nb.core import config
 from depin_nb.core.state import State
-from depin_nb.hub.journal import Journal
+from depin_nb.hub.records.journal import Journal
 merged = State.from_bytes(Journal(config.journal_file(), writing=False).newest_state({run!r}).read_bytes()).tensors
 own = {{f"model/{{name}}": value for name, value in model.state_dict().items()}}
 print(len(own) > 0 and all(torch.equal(merged[name], value.cpu()) for name, value in own.items()))

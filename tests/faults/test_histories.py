@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from depin_nb.hub import blobs
-from depin_nb.hub.journal import Journal
+from depin_nb.hub.records import blobs
+from depin_nb.hub.records.journal import Journal
 from depin_nb.testing import faults
 from depin_nb.testing.histories import DEVICE_KINDS, HUB_POINTS, History, history, shrunk
 from depin_nb.testing.playing import Player
@@ -65,10 +65,10 @@ def half_written(path, data):
 def test_a_file_that_is_left_is_found_and_the_history_made_smaller(player: Player, monkeypatch: pytest.MonkeyPatch):
     plan = full_disk()
     assert not player.play(plan).broken
-    monkeypatch.setattr("depin_nb.hub.blobs.write_atomic", half_written)
-    monkeypatch.setattr("depin_nb.hub.states.write_atomic", half_written)
-    monkeypatch.setattr("depin_nb.hub.replays.write_atomic", half_written)
-    monkeypatch.setattr("depin_nb.hub.blobs.BlobStore.prune", lambda self: None)
+    monkeypatch.setattr("depin_nb.hub.records.blobs.write_atomic", half_written)
+    monkeypatch.setattr("depin_nb.hub.versions.states.write_atomic", half_written)
+    monkeypatch.setattr("depin_nb.hub.records.replays.write_atomic", half_written)
+    monkeypatch.setattr("depin_nb.hub.records.blobs.BlobStore.prune", lambda self: None)
     assert any(".tmp is left" in what for what in player.play(plan).broken)
     smallest = shrunk(plan, lambda p: bool(player.play(p).broken))
     assert len(smallest.faults) < len(plan.faults)

@@ -8,7 +8,7 @@ import time
 from inprocess import parts_of, run_in_folder
 
 from depin_nb.core import config
-from depin_nb.hub.journal import Journal
+from depin_nb.hub.records.journal import Journal
 from depin_nb.session import TrainOptions
 
 PATIENCE_S = 200.0  # two cores that others use too; nothing here waits that long unless something is broken

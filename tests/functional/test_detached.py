@@ -21,7 +21,7 @@ import depin_nb
 from depin_nb import wiring
 from depin_nb.cli.command import main as cli
 from depin_nb.core.errors import BindError, HubError, NoSuchRun, RefusedLoop, ShipError, UsageError
-from depin_nb.hub.detached_folder import DetachedFolder
+from depin_nb.hub.detached.folder import DetachedFolder
 from depin_nb.jupyter.magic import DepinMagics
 from depin_nb.session import TrainOptions
 

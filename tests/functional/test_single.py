@@ -16,7 +16,7 @@ from test_detached import notebook
 from depin_nb import wiring
 from depin_nb.core.codec import encode
 from depin_nb.core.errors import HubError, RefusedLoop
-from depin_nb.hub.journal import Journal
+from depin_nb.hub.records.journal import Journal
 from depin_nb.session import TrainOptions
 
 SETUP = """

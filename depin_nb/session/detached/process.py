@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import BudgetExhausted, DepinError, NoHub
-from ...hub.detached_folder import DetachedFolder, Outcome
+from ...hub.detached.folder import DetachedFolder, Outcome
 
 LAST_S = 60.0  # after the hub is gone: what a process gets to write what it has
 

@@ -13,8 +13,8 @@ from typing import Any
 from ...core import config
 from ...core.errors import BindError, CodecError, DepinError, HubError, RemoteError, UsageError
 from ...core.status import ENDED, Status
-from ...hub.detached_folder import DetachedFolder, Outcome
-from ...hub.journal import Journal
+from ...hub.detached.folder import DetachedFolder, Outcome
+from ...hub.records.journal import Journal
 from ...loop.whole.fingerprints import fingerprint
 from ..run import Run
 from .binding import Undo, bind, bind_state, warn_changed

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import NoWorkers, UsageError
-from ...hub.detached_folder import DetachedFolder
+from ...hub.detached.folder import DetachedFolder
 from ..journalled import journalled, status_of
 from .capture import capture
 from .results import FUNCTION, RESULT

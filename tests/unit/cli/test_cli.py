@@ -8,7 +8,7 @@ from depin_nb.cli import main
 from depin_nb.cli.doctor import Check, checks
 from depin_nb.cli.tables import columns, verified
 from depin_nb.core import config
-from depin_nb.hub.journal import Journal
+from depin_nb.hub.records.journal import Journal
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from depin_nb.core.codec import encode
 from depin_nb.core.lease import EntrySpec, Lease, Report, StrategyConfig
 from depin_nb.core.state import BUFFER, COUNTER, INNER, PARAM, STEP, State
 from depin_nb.hub.coordinator import Coordinator
-from depin_nb.hub.journal import Journal
+from depin_nb.hub.records.journal import Journal
 from depin_nb.ledger import store
 from depin_nb.ledger.embedded import EmbeddedChain
 from depin_nb.ledger.ledger import Ledger

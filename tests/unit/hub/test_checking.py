@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from depin_nb.cli import main
 from depin_nb.core.errors import NoSuchRun, VerificationError
-from depin_nb.hub.checking import CheckReport, check
-from depin_nb.hub.journal import Journal
-from depin_nb.hub.rows import TABLES, columns
+from depin_nb.hub.records.checking import CheckReport, check
+from depin_nb.hub.records.journal import Journal
+from depin_nb.hub.records.rows import TABLES, columns
 from depin_nb.jupyter import magic
 
 from .fleet import LOCAL, SOLO, SYNC, FakeWorker, Kernel, first_state, hub_in
@@ -146,8 +146,8 @@ def test_every_damage_is_found(made: tuple[Path, str, str], data: st.DataObject)
             conn.execute(f"UPDATE {table} SET {column}=? WHERE rowid=?", (changed, number))
     except sqlite3.IntegrityError:
         return  # the database itself refuses it
-    from depin_nb.hub import resumable
-    from depin_nb.hub.rows import rows_of
+    from depin_nb.hub.records import resumable
+    from depin_nb.hub.records.rows import rows_of
 
     parts = [rows_of(conn, part) for part in resumable.chain(conn, new)]
     assert not check(parts).ok

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from depin_nb.core.errors import CheckpointError
 from depin_nb.core.state import BUFFER, CARRIED, COUNTER, INNER, PARAM, RNG, STEP, State
-from depin_nb.hub import checkpoint_files
-from depin_nb.hub.checkpoint_files import CheckpointFiles, Told, best, newest_whole, read
-from depin_nb.hub.checkpoints import AT_ENTRY_ENDS_S, EVERY_S, LAST_KEPT, due
+from depin_nb.hub.versions import checkpoint_files
+from depin_nb.hub.versions.checkpoint_files import CheckpointFiles, Told, best, newest_whole, read
+from depin_nb.hub.versions.checkpoints import AT_ENTRY_ENDS_S, EVERY_S, LAST_KEPT, due
 from depin_nb.loop.ship.objects import Roots
 
 from .fleet import LOCAL, SOLO, FakeWorker, Kernel, first_state, hub_in

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from depin_nb.core.errors import HubError
 from depin_nb.core.lease import EntrySpec, Unit
-from depin_nb.hub.entry import Entry, Result
-from depin_nb.hub.gang import GangCall
-from depin_nb.hub.members import MAX_REJECTED, Tally, member_of
-from depin_nb.hub.rounds import DEADLINE_MIN_S, Pace, ahead, fair_share, fastest, solo_length, worth_doubling
+from depin_nb.hub.leases.entry import Entry, Result
+from depin_nb.hub.leases.gang import GangCall
+from depin_nb.hub.leases.members import MAX_REJECTED, Tally, member_of
+from depin_nb.hub.leases.rounds import DEADLINE_MIN_S, Pace, ahead, fair_share, fastest, solo_length, worth_doubling
 from depin_nb.hub.run import Curve
 from depin_nb.training.allreduce import decode_grads, encode_grads
 

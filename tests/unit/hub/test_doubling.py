@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from depin_nb.core.errors import HubError
 from depin_nb.core.lease import Lease
 from depin_nb.core.state import State
-from depin_nb.hub.rounds import SILENT_S
+from depin_nb.hub.leases.rounds import SILENT_S
 from depin_nb.ledger import store
 
 from .fleet import LOCAL, FakeWorker, Hub, Kernel, first_state, hub_in

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from depin_nb.core.errors import DiskFull
-from depin_nb.hub import blobs, resumable
-from depin_nb.hub.blobs import write_atomic
+from depin_nb.hub.records import blobs, resumable
+from depin_nb.hub.records.blobs import write_atomic
 
 from .fleet import LOCAL, FakeWorker, Hub, Kernel, first_state
 

@@ -17,11 +17,11 @@ import pytest
 from depin_nb.core.errors import DiskFull, JournalDamaged, JournalError, NoSuchRun
 from depin_nb.core.state import State
 from depin_nb.core.storage import is_damaged, is_full
-from depin_nb.hub.checking import check
-from depin_nb.hub.checkpoint_files import CheckpointFiles, Told
-from depin_nb.hub.checkpoints import EVERY_S
-from depin_nb.hub.journal import Journal
+from depin_nb.hub.records.checking import check
+from depin_nb.hub.records.journal import Journal
 from depin_nb.hub.trouble import newest_good
+from depin_nb.hub.versions.checkpoint_files import CheckpointFiles, Told
+from depin_nb.hub.versions.checkpoints import EVERY_S
 
 from .fleet import LOCAL, SOLO, FakeWorker, Hub, Kernel, first_state, hub_in
 from .test_resuming import resumed

@@ -9,10 +9,10 @@ import pytest
 
 from depin_nb.core.errors import JournalError, NoSuchRun
 from depin_nb.core.events import Event
-from depin_nb.hub.blobs import BlobStore
-from depin_nb.hub.journal import SCHEMA_VERSION, Journal, LeaseRow, MergeRow
-from depin_nb.hub.leasing import spans_of
-from depin_nb.hub.states import StateFiles
+from depin_nb.hub.leases.leasing import spans_of
+from depin_nb.hub.records.blobs import BlobStore
+from depin_nb.hub.records.journal import SCHEMA_VERSION, Journal, LeaseRow, MergeRow
+from depin_nb.hub.versions.states import StateFiles
 
 
 def filled(path: Path) -> Journal:

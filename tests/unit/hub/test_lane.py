@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from depin_nb.hub.members import LANE_BINS, coarse
+from depin_nb.hub.leases.members import LANE_BINS, coarse
 
 SPANS = st.lists(st.tuples(st.floats(0.001, 2), st.sampled_from(["work", "send", "wait", "lost"])), min_size=1, max_size=400)
 

@@ -11,7 +11,7 @@ from distributed import Scheduler
 
 from depin_nb.backends.base import profile
 from depin_nb.core.errors import UsageError
-from depin_nb.hub.members import member_of
+from depin_nb.hub.leases.members import member_of
 from depin_nb.hub.plugin import CoordinatorPlugin
 from depin_nb.network.shaping import Link
 from depin_nb.worker.link import HubLink

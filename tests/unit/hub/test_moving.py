@@ -17,11 +17,11 @@ from depin_nb.cli import main
 from depin_nb.core.codec import decode, encode
 from depin_nb.core.errors import JournalError, NoSuchRun, RunFolderError
 from depin_nb.core.state import State
-from depin_nb.hub import run_folder
-from depin_nb.hub.checking import check
-from depin_nb.hub.checkpoint_files import CheckpointFiles
-from depin_nb.hub.journal import Journal
-from depin_nb.hub.moving import export_run, import_run
+from depin_nb.hub.records import run_folder
+from depin_nb.hub.records.checking import check
+from depin_nb.hub.records.journal import Journal
+from depin_nb.hub.records.moving import export_run, import_run
+from depin_nb.hub.versions.checkpoint_files import CheckpointFiles
 
 from .fleet import SOLO, FakeWorker, Kernel, first_state, hub_in
 from .test_resuming import merged_until, resumed, told

@@ -16,9 +16,10 @@ from depin_nb.core.amount import USD, Amount
 from depin_nb.core.errors import BudgetExhausted, HubError, NoSuchRun, ResumeError
 from depin_nb.core.lease import drawn_digest
 from depin_nb.core.state import State
-from depin_nb.hub import replays, resumable, states
-from depin_nb.hub import resuming as policy
-from depin_nb.hub.journal import Journal
+from depin_nb.hub.records import replays, resumable
+from depin_nb.hub.records import resuming as policy
+from depin_nb.hub.records.journal import Journal
+from depin_nb.hub.versions import states
 from depin_nb.ledger.verify import verify_run
 
 from .fleet import LOCAL, SOLO, FakeWorker, Hub, Kernel, first_state, hub_in

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from depin_nb.core.state import State
-from depin_nb.hub.references import MOST_STEPS, Reference
+from depin_nb.hub.versions.references import MOST_STEPS, Reference
 from depin_nb.training.downlink import apply_step, digest_of
 
 from .fleet import LOCAL, FakeWorker, Kernel, first_state, hub_in

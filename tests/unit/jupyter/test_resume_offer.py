@@ -9,8 +9,8 @@ import time
 import pytest
 
 from depin_nb.core.errors import UsageError
-from depin_nb.hub import resumable
-from depin_nb.hub.journal import Journal, MergeRow
+from depin_nb.hub.records import resumable
+from depin_nb.hub.records.journal import Journal, MergeRow
 from depin_nb.jupyter.commands import command
 from depin_nb.jupyter.complete import candidates
 from depin_nb.jupyter.parser import parse

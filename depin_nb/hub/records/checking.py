@@ -16,13 +16,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from depin_nb.core.errors import CodecError
+from depin_nb.hub.records.rows import Row, RunRows
 from depin_nb.ledger import store
 from depin_nb.ledger.receipt import Receipt, leaf_hash, merkle_root
 from depin_nb.ledger.verify import voucher_problems
 from depin_nb.ledger.voucher import Voucher
 from depin_nb.training.lifecycle import COUNTED, TABLE, LeaseState, Trigger
-
-from .rows import Row, RunRows
 
 MAX_UNITS = 50_000_000  # of one lease: a damaged span must not ask for more memory than any real loop does
 SHOWN = 5

@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 from depin_nb.core.codec import TORCH_DTYPES
 from depin_nb.core.errors import CheckpointError
 from depin_nb.core.state import BUFFER, COUNTER, INNER, PARAM, STEP, State
-
-from .states import checked_run_id
+from depin_nb.hub.versions.states import checked_run_id
 
 if TYPE_CHECKING:
     import torch

@@ -12,13 +12,13 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from ..core import config
-from ..core.errors import HubError, NoSuchRun
-from .detached_folder import DetachedFolder
+from depin_nb.core import config
+from depin_nb.core.errors import HubError, NoSuchRun
+from depin_nb.hub.detached.folder import DetachedFolder
 
 if TYPE_CHECKING:
-    from .coordinator import Coordinator
-    from .run import Run
+    from depin_nb.hub.coordinator import Coordinator
+    from depin_nb.hub.run import Run
 
 log = logging.getLogger(__name__)
 

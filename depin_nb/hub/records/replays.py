@@ -11,10 +11,9 @@ from typing import Any
 
 from depin_nb.core.codec import decode, encode
 from depin_nb.core.errors import CodecError, JournalError
-
-from .blobs import write_atomic
-from .entry import Result
-from .states import checked_run_id
+from depin_nb.hub.leases.entry import Result
+from depin_nb.hub.records.blobs import write_atomic
+from depin_nb.hub.versions.states import checked_run_id
 
 LEVEL = 1  # zlib: logs shrink to about a quarter at 100 MB/s and more
 

@@ -12,8 +12,7 @@ from typing import Any
 from depin_nb.core.amount import DPN, Amount
 from depin_nb.core.packages import checked, lacking
 from depin_nb.core.status import Device
-
-from .rounds import HISTORY_MAX, SILENT_S
+from depin_nb.hub.leases.rounds import HISTORY_MAX, SILENT_S
 
 LANE_S = 60.0
 MAX_SPANS = 2000

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .info import hub_pid
-from .journal import RunRow
+from depin_nb.hub.info import hub_pid
+from depin_nb.hub.records.journal import RunRow
 
 
 def orphaned(row: RunRow) -> RunRow:

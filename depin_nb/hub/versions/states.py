@@ -8,9 +8,8 @@ from pathlib import Path
 
 from depin_nb.core.codec import decode, encode
 from depin_nb.core.errors import CodecError, HubError
+from depin_nb.hub.records.blobs import write_atomic
 from depin_nb.training.merge import OuterState
-
-from .blobs import write_atomic
 
 OUTER_VERSIONS = 3  # one that is being committed, and the one before it
 _RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")

@@ -11,17 +11,15 @@ from typing import TYPE_CHECKING, Any
 from depin_nb.core.amount import Amount
 from depin_nb.core.errors import HubError
 from depin_nb.core.lease import EntrySpec, Lease, Report, Unit
+from depin_nb.hub.leases.members import Member
+from depin_nb.hub.leases.output import Output
+from depin_nb.hub.leases.rounds import Pace
+from depin_nb.hub.wake import Signal
 from depin_nb.training.lifecycle import LeaseState, Trigger, advance
 
-from .members import Member
-from .output import Output
-from .rounds import Pace
-from .wake import Signal
-
 if TYPE_CHECKING:
+    from depin_nb.hub.leases.gang import GangCall
     from depin_nb.training.compress import Change
-
-    from .gang import GangCall
 
 OUT = (LeaseState.LEASED, LeaseState.SUBMITTED)
 MAX_ANSWER_BYTES = 32 << 20  # of logs in one depin_results answer; a single lease may exceed it

@@ -11,21 +11,20 @@ from typing import TYPE_CHECKING
 from depin_nb.core.amount import Amount
 from depin_nb.core.errors import HubError
 from depin_nb.core.lease import Lease, Unit
+from depin_nb.hub.answers import error_of
+from depin_nb.hub.leases.entry import OUT, Entry, LeaseRecord, Round
+from depin_nb.hub.leases.gang import GangCall
+from depin_nb.hub.leases.members import Member
+from depin_nb.hub.leases.rounds import DEADLINE_FACTOR, Pace, ahead, fair_share, fastest, round_units, solo_length, worth_doubling
+from depin_nb.hub.records.journal import LeaseRow
+from depin_nb.hub.run import Run
 from depin_nb.metering.bytime import flops_of_time
 from depin_nb.metering.meter import lease_cost
 from depin_nb.training import strategy
 from depin_nb.training.lifecycle import LeaseState, Trigger
 
-from .answers import error_of
-from .entry import OUT, Entry, LeaseRecord, Round
-from .gang import GangCall
-from .journal import LeaseRow
-from .members import Member
-from .rounds import DEADLINE_FACTOR, Pace, ahead, fair_share, fastest, round_units, solo_length, worth_doubling
-from .run import Run
-
 if TYPE_CHECKING:
-    from .coordinator import Coordinator
+    from depin_nb.hub.coordinator import Coordinator
 
 MUSTER_S = 1.0  # a member that spoke so recently is on its way back for its next lease: a round waits for it
 PAUSED_S = 1.5  # between two ticks: the hub itself was held up

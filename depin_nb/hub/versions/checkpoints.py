@@ -9,13 +9,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from depin_nb.core.state import State
-
-from . import resumable
-from .checkpoint_files import CheckpointFiles, Told
-from .run import Run
+from depin_nb.hub.records import resumable
+from depin_nb.hub.run import Run
+from depin_nb.hub.versions.checkpoint_files import CheckpointFiles, Told
 
 if TYPE_CHECKING:
-    from .coordinator import Coordinator
+    from depin_nb.hub.coordinator import Coordinator
 
 log = logging.getLogger(__name__)
 

@@ -18,13 +18,12 @@ from depin_nb.core.events import Event
 from depin_nb.core.lease import EntrySpec
 from depin_nb.core.status import ENDED, Status
 from depin_nb.core.storage import disk_full, is_full
+from depin_nb.hub.records.blobs import write_atomic
+from depin_nb.hub.records.checking import check
+from depin_nb.hub.records.journal import Journal
+from depin_nb.hub.records.rows import TABLES, Row, RunRows, columns, wrong_type
+from depin_nb.hub.records.run_folder import MANIFEST, ROWS, FileFact, Manifest, copy, fact_of, read_bounded, read_manifest
 from depin_nb.ledger import store
-
-from .blobs import write_atomic
-from .checking import check
-from .journal import Journal
-from .rows import TABLES, Row, RunRows, columns, wrong_type
-from .run_folder import MANIFEST, ROWS, FileFact, Manifest, copy, fact_of, read_bounded, read_manifest
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 INT_RANGE = range(-(2**63), 2**63)  # what SQLite holds

@@ -11,23 +11,22 @@ from typing import TYPE_CHECKING
 from depin_nb.core.amount import Amount
 from depin_nb.core.lease import StrategyConfig, Unit, drawn_digest
 from depin_nb.core.state import State
+from depin_nb.hub.answers import error_of
+from depin_nb.hub.leases.entry import OUT, Entry, LeaseRecord, Result, Round
+from depin_nb.hub.leases.leasing import spans_of
+from depin_nb.hub.records import resumable
+from depin_nb.hub.records.journal import LeaseRow, MergeRow
+from depin_nb.hub.records.replays import Written
+from depin_nb.hub.run import Run
+from depin_nb.hub.trouble import explained
 from depin_nb.ledger.receipt import Receipt
 from depin_nb.metering.bytime import flops_of_time
 from depin_nb.metering.meter import lease_cost
 from depin_nb.training.lifecycle import Trigger, advance
 from depin_nb.training.merge import Contribution, OuterState, merge
 
-from . import resumable
-from .answers import error_of
-from .entry import OUT, Entry, LeaseRecord, Result, Round
-from .journal import LeaseRow, MergeRow
-from .leasing import spans_of
-from .replays import Written
-from .run import Run
-from .trouble import explained
-
 if TYPE_CHECKING:
-    from .coordinator import Coordinator
+    from depin_nb.hub.coordinator import Coordinator
 
 log = logging.getLogger(__name__)
 KEPT_VERSIONS = 3

@@ -8,9 +8,9 @@ import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from ..core import config
-from ..core.errors import NoSuchRun
-from .info import FileLock
+from depin_nb.core import config
+from depin_nb.core.errors import NoSuchRun
+from depin_nb.hub.info import FileLock
 
 _RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 

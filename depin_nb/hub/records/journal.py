@@ -17,12 +17,11 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from depin_nb.core.errors import JournalError, NoSuchRun
 from depin_nb.core.events import Event
+from depin_nb.hub.records import resumable
+from depin_nb.hub.records.rows import RunRows, rows_of, wrong_type
+from depin_nb.hub.trouble import of_journal
 from depin_nb.ledger import store
 from depin_nb.training.lifecycle import TABLE, LeaseState, Trigger
-
-from . import resumable
-from .rows import RunRows, rows_of, wrong_type
-from .trouble import of_journal
 
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_S = 10.0

@@ -13,17 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from depin_nb.core.amount import DPN, Amount
 from depin_nb.core.errors import BudgetExhausted, HubError, ResumeError, UsageError
-
-from . import resumable
-from .entry import MAX_ANSWER_BYTES, Entry, Result
-from .journal import RunRow
-from .resumable import Chapter
-from .run import Run
+from depin_nb.hub.leases.entry import MAX_ANSWER_BYTES, Entry, Result
+from depin_nb.hub.records import resumable
+from depin_nb.hub.records.journal import RunRow
+from depin_nb.hub.records.resumable import Chapter
+from depin_nb.hub.run import Run
 
 if TYPE_CHECKING:
     from depin_nb.core.lease import EntrySpec
-
-    from .coordinator import Coordinator
+    from depin_nb.hub.coordinator import Coordinator
 
 MAX_RUN_BYTES = 8 << 30  # kept of one run for going on; a run that makes more can't be resumed any more
 MAX_KEPT_BYTES = 16 << 30  # kept of all unfinished runs together; the newest one is kept in any case

@@ -17,8 +17,10 @@ from depin_nb.core.errors import CodecError, DepinError, HubError, MoneyError, N
 from depin_nb.core.status import ENDED, Device, Status
 from depin_nb.hub.kernel_ops import KernelOps
 from depin_nb.hub.leases.entry import Entry
-from depin_nb.hub.leases.leasing import Leasing
+from depin_nb.hub.leases.giving import Giving
 from depin_nb.hub.leases.members import Member
+from depin_nb.hub.leases.taking import Taking
+from depin_nb.hub.leases.watch import Watch
 from depin_nb.hub.records import resumable
 from depin_nb.hub.records.blobs import BlobStore
 from depin_nb.hub.records.journal import Journal
@@ -91,7 +93,9 @@ class Coordinator:
         self.ended: dict[str, Run] = {}
         self.last_rejection: dict[str, CodecError] = {}
         self.changed = Signal()
-        self.leasing = Leasing(self)
+        self.giving = Giving(self)
+        self.taking = Taking(self)
+        self.watch = Watch(self)
         self.commits = Commits(self)
         self.resuming = Resuming(self)
         self.checkpoints = Checkpoints(self, CheckpointFiles(home / "runs"))
@@ -173,14 +177,14 @@ class Coordinator:
         """Its connection is closed: lost at once."""
         member = self.members.pop(address, None)
         if member is not None:
-            self.leasing.member_gone(member)
-            self.leasing.dispatch()
+            self.taking.member_gone(member)
+            self.giving.dispatch()
             self.changed.notify()
 
     def tick(self) -> None:
         """Deadlines, silent kernels, and rounds that waited for a member on its way."""
         now = self.clock.monotonic()
-        self.leasing.tick()
+        self.watch.tick()
         for run in list(self.runs.values()):
             if not run.polls and now - run.seen_s > KERNEL_SILENT_S and not run.finishing.locked():
                 self.spawn(self.finish(run, "interrupted", "its kernel hasn't called for two minutes", cut=True))

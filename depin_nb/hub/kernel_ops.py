@@ -177,8 +177,8 @@ class KernelOps:
     def units(self, run: str, entry: int, units: Iterable[tuple[int, bytes, int]], closed: bool = False) -> dict[str, Any]:
         active, found = self._entry(run, entry)
         found.feed([Unit(int(i), bytes(data), int(samples)) for i, data, samples in units], bool(closed))
-        self._hub.leasing.dispatch()
-        found.told_want = self._hub.leasing.want(active, found)
+        self._hub.giving.dispatch()
+        found.told_want = self._hub.giving.want(active, found)
         return {"want": found.told_want}
 
     async def results(self, run: str, entry: int, after: int = 0, timeout_s: float = 10.0) -> dict[str, Any]:
@@ -193,11 +193,11 @@ class KernelOps:
         active.polls += 1
         found.polls += 1
         try:
-            hub.leasing.dispatch()
+            hub.giving.dispatch()
             while True:
                 leases, more = found.results(int(after))
                 state = "running" if more else self._state(active, found)
-                want = hub.leasing.want(active, found)
+                want = hub.giving.want(active, found)
                 if leases or state not in ("running", "paused") or want > found.told_want:
                     break
                 if not await found.changed.wait(max(0.0, until - loop.time())):
@@ -296,7 +296,7 @@ class KernelOps:
             raise UsageError(f"{action!r} is not a control", hint="pause, resume, stop or budget.")
         if active.entry is not None:
             active.entry.changed.notify()
-        self._hub.leasing.dispatch()
+        self._hub.giving.dispatch()
         self._hub.changed.notify()
         return {"status": self._hub.status(active).to_dict()}
 
@@ -312,7 +312,7 @@ class KernelOps:
         entry.halt = "stopped"
         for record in [r for rnd in entry.rounds if not rnd.merging for r in rnd.records]:
             if record.state in OUT:
-                self._hub.leasing.withdraw(run, entry, record, Trigger.LOSE, "the run was stopped")
+                self._hub.taking.withdraw(run, entry, record, Trigger.LOSE, "the run was stopped")
         self._hub.commits.close_rounds(run, entry)
 
     async def _raise_budget(self, run: Run, cap: Amount | None) -> None:

@@ -97,7 +97,7 @@ class WorkerOps:
         if not isinstance(worker, str) or not isinstance(wallet, str) or not is_address(wallet):
             raise UsageError("a worker joins with its address and its wallet's public key")
         if (before := hub.members.pop(worker, None)) is not None:
-            hub.leasing.member_gone(before)
+            hub.taking.member_gone(before)
         hub.members[worker] = member_of(
             worker, profile, wallet, facts if isinstance(facts, dict) else {}, secrets.token_hex(8), hub.clock.monotonic()
         )
@@ -127,7 +127,7 @@ class WorkerOps:
             member.parked.set_result({"wait": True})  # an older call of the same worker: only one can get the lease
         parked: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         member.parked = parked
-        hub.leasing.dispatch()
+        hub.giving.dispatch()
         try:
             await asyncio.wait({parked}, timeout=min(max(0.0, float(timeout_s)), MAX_WAIT_S))
         except asyncio.CancelledError:
@@ -151,7 +151,7 @@ class WorkerOps:
             if run is None or entry is None or record is None:
                 del member.held[lease_id]
             elif record.state is LeaseState.LEASED:
-                self._hub.leasing.withdraw(run, entry, record, Trigger.LOSE, "its worker doesn't have it any more")
+                self._hub.taking.withdraw(run, entry, record, Trigger.LOSE, "its worker doesn't have it any more")
                 self._hub.commits.close_rounds(run, entry)
 
     def entry(self, worker: str, run: str, entry: int) -> dict[str, Any]:
@@ -217,10 +217,10 @@ class WorkerOps:
         member.seen_s = self._hub.clock.monotonic()
         if mean is None:
             if record.state in OUT:
-                self._hub.leasing.withdraw(active, entry, record, Trigger.LOSE, rnd.gang.aborted)
+                self._hub.taking.withdraw(active, entry, record, Trigger.LOSE, rnd.gang.aborted)
                 active.say("gang", self._hub.clock.now(), f"A gang was given up and forms anew: {rnd.gang.aborted}")
                 self._hub.commits.close_rounds(active, entry)
-                self._hub.leasing.dispatch()
+                self._hub.giving.dispatch()
             return {"abort": rnd.gang.aborted}
         active.bytes_down += len(mean)
         return {"data": mean}
@@ -251,7 +251,7 @@ class WorkerOps:
         member = self._member(worker)
         lease_id = report.get("lease_id") if isinstance(report, dict) else None
         if isinstance(lease_id, str) and lease_id not in member.held:
-            lease_id = hub.leasing.welcome(member, lease_id)
+            lease_id = hub.taking.welcome(member, lease_id)
         run = hub.runs.get(member.held.get(lease_id, "")) if isinstance(lease_id, str) else None
         entry = run.entry if run is not None else None
         record = entry.record(lease_id) if entry is not None and isinstance(lease_id, str) else None
@@ -289,10 +289,10 @@ class WorkerOps:
             member.rejected[run.run_id] = member.rejected.get(run.run_id, 0) + 1
             run.say("rejected", self._hub.clock.now(), f"A report of {member.worker_id} was refused: {reason}", worker=member.worker_id)
             self._hub.last_rejection[run.run_id] = error
-            self._hub.leasing.withdraw(run, entry, record, Trigger.REJECT, reason)
-            self._hub.leasing.check_workers(run, entry, self._hub.clock.monotonic())
+            self._hub.taking.withdraw(run, entry, record, Trigger.REJECT, reason)
+            self._hub.watch.check_workers(run, entry, self._hub.clock.monotonic())
             self._hub.commits.close_rounds(run, entry)
-            self._hub.leasing.dispatch()
+            self._hub.giving.dispatch()
         return {"accepted": False, "reason": reason}
 
     def _accepted(self, run: Run, entry: Entry, record: LeaseRecord, report: Report, change: Change, now: float) -> None:
@@ -307,7 +307,7 @@ class WorkerOps:
         known = record.pace.overhead_s is not None and report.done == len(record.lease.units)
         member.measured(run.run_id, report.done, report.seconds, took_s, record.pace.expected_s if known else 0.0)
         run.tally(member, hub.prices).ended(run.clock(now), min(report.seconds, took_s))
-        hub.leasing.begin_next(member, now)
+        hub.taking.begin_next(member, now)
         rnd = next(r for r in entry.rounds if record in r.records)
         if record.twin is not None:
             self._first_of_two(run, entry, record, record.twin)
@@ -316,12 +316,12 @@ class WorkerOps:
         if rnd.gang is not None and record.state is LeaseState.ACCEPTED:
             rnd.gang.leave(record.lease.rank)
         hub.commits.close_rounds(run, entry)
-        hub.leasing.dispatch()
+        hub.giving.dispatch()
 
     def _first_of_two(self, run: Run, entry: Entry, record: LeaseRecord, twin: LeaseRecord) -> None:
         """Of two leases of the same units the first valid report counts; the other is told to stop, or paid if it is valid too."""
         if twin.state is LeaseState.LEASED:
-            self._hub.leasing.end(run, entry, twin, Trigger.DISCARD, "another worker was first", False)
+            self._hub.taking.end(run, entry, twin, Trigger.DISCARD, "another worker was first", False)
         elif twin.state is LeaseState.ACCEPTED:
             record.spare = True
 
@@ -331,7 +331,7 @@ class WorkerOps:
         rnd = next(r for r in entry.rounds if record in r.records)
         if rnd.gang is not None:
             if any(u.index > at for r in rnd.records for u in r.lease.units):
-                self._hub.leasing.withdraw(run, entry, record, Trigger.LOSE, f"the loop was left at iteration {at}")
+                self._hub.taking.withdraw(run, entry, record, Trigger.LOSE, f"the loop was left at iteration {at}")
                 entry.gang_limit = at
             else:
                 entry.cut_off(at)
@@ -339,4 +339,4 @@ class WorkerOps:
         entry.cut_off(at)
         for other in [r for each in entry.rounds for r in each.records]:
             if other.state is LeaseState.LEASED and other.lease.first > at:
-                self._hub.leasing.end(run, entry, other, Trigger.DISCARD, f"the loop was left at iteration {at}", entry.spec.contiguous)
+                self._hub.taking.end(run, entry, other, Trigger.DISCARD, f"the loop was left at iteration {at}", entry.spec.contiguous)

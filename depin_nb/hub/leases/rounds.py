@@ -1,4 +1,4 @@
-"""What the next leases are: pure arithmetic on units, speeds and times. Who gets them and when is leasing.py's."""
+"""What the next leases are: pure arithmetic on units, speeds and times. Who gets them and when is giving.py's."""
 
 from __future__ import annotations
 

@@ -6,8 +6,9 @@ Reads only. A damaged or hostile database may hold anything anywhere, so nothing
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 Row = dict[str, Any]
@@ -79,3 +80,13 @@ def rows_of(conn: sqlite3.Connection, run_id: str) -> RunRows:
             else:
                 found[table].append(row)
     return RunRows(run_id, found, tuple(broken))
+
+
+def spans_of(indices: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
+    """Indices in ascending order as [start, stop, step] spans: one for a contiguous lease or a gang's rank."""
+    if not indices:
+        return ()
+    step = indices[1] - indices[0] if len(indices) > 1 else 1
+    if all(b - a == step for a, b in pairwise(indices)):
+        return ((indices[0], indices[-1] + 1, step),)
+    return tuple((i, i + 1, 1) for i in indices)

@@ -13,10 +13,10 @@ from depin_nb.core.lease import StrategyConfig, Unit, drawn_digest
 from depin_nb.core.state import State
 from depin_nb.hub.answers import error_of
 from depin_nb.hub.leases.entry import OUT, Entry, LeaseRecord, Result, Round
-from depin_nb.hub.leases.leasing import spans_of
 from depin_nb.hub.records import resumable
 from depin_nb.hub.records.journal import LeaseRow, MergeRow
 from depin_nb.hub.records.replays import Written
+from depin_nb.hub.records.rows import spans_of
 from depin_nb.hub.run import Run
 from depin_nb.hub.trouble import explained
 from depin_nb.ledger.receipt import Receipt
@@ -84,7 +84,7 @@ class Commits:
             if not rnd.accepted:
                 entry.rounds.remove(rnd)
                 continue
-            if self._hub.leasing.awaits(run, entry, rnd):
+            if self._hub.giving.awaits(run, entry, rnd):
                 continue
             rnd.merging = True
             before, run.commit_tail = run.commit_tail, None
@@ -113,7 +113,7 @@ class Commits:
             entry.rounds.remove(rnd)
             entry.changed.notify()
             self._hub.changed.notify()
-            self._hub.leasing.dispatch()
+            self._hub.giving.dispatch()
 
     @staticmethod
     def _forget(run: Run, rnd: Round) -> None:
@@ -272,7 +272,7 @@ class Commits:
                 rnd.gang.abort(reason)
             for record in rnd.records:
                 if record.state in OUT:
-                    self._hub.leasing.end(run, entry, record, Trigger.DISCARD, reason, False)
+                    self._hub.taking.end(run, entry, record, Trigger.DISCARD, reason, False)
             entry.rounds.remove(rnd)
             paid = rnd.accepted
             if paid:

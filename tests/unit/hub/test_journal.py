@@ -9,9 +9,9 @@ import pytest
 
 from depin_nb.core.errors import JournalError, NoSuchRun
 from depin_nb.core.events import Event
-from depin_nb.hub.leases.leasing import spans_of
 from depin_nb.hub.records.blobs import BlobStore
 from depin_nb.hub.records.journal import SCHEMA_VERSION, Journal, LeaseRow, MergeRow
+from depin_nb.hub.records.rows import spans_of
 from depin_nb.hub.versions.states import StateFiles
 
 

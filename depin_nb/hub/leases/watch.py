@@ -1,0 +1,70 @@
+"""What passes by itself: deadlines, and runs without any worker."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from depin_nb.core.errors import HubError
+from depin_nb.hub.answers import error_of
+from depin_nb.hub.leases.entry import Entry
+from depin_nb.hub.run import Run
+from depin_nb.training.lifecycle import LeaseState, Trigger
+
+if TYPE_CHECKING:
+    from depin_nb.hub.coordinator import Coordinator
+
+PAUSED_S = 1.5  # between two ticks: the hub itself was held up
+NO_WORKERS_AFTER_S = 15.0  # workers that are starting, or a cluster that replaces one, get so long
+
+
+def _took_too_long(limit_s: float) -> HubError:
+    return HubError(
+        f"the cell did not end within the {limit_s:g} s that it was given", hint="Give it more: `%%depin train --single --limit 3600`."
+    )
+
+
+class Watch:
+    """The part of the coordinator that looks at the clock."""
+
+    def __init__(self, hub: Coordinator) -> None:
+        self._hub = hub
+        self._ticked_s = hub.clock.monotonic()
+
+    def tick(self) -> None:
+        """What passes by itself: deadlines, and runs without any worker."""
+        now = self._hub.clock.monotonic()
+        if now - self._ticked_s > PAUSED_S:  # this process stood still (or was asleep): nobody could be heard
+            for member in self._hub.members.values():
+                member.seen_s = now
+        self._ticked_s = now
+        for run in list(self._hub.runs.values()):
+            entry = run.entry
+            if entry is None or run.ended:
+                continue
+            for record in [r for rnd in entry.rounds for r in rnd.records]:
+                if record.state is LeaseState.LEASED and now > record.deadline_s:
+                    if entry.spec.limit_s and not entry.halt:
+                        entry.halt, entry.error = "failed", error_of(_took_too_long(entry.spec.limit_s))
+                    run.say("expired", self._hub.clock.now(), f"{record.member.worker_id} was too late; its iterations are leased again.")
+                    self._hub.taking.withdraw(run, entry, record, Trigger.EXPIRE, "past its deadline")
+                    entry.expired[record.lease.lease_id] = record
+            self.check_workers(run, entry, now)
+            self._hub.commits.close_rounds(run, entry)
+        self._hub.giving.dispatch()
+
+    def check_workers(self, run: Run, entry: Entry, now: float) -> None:
+        if entry.halt or self._hub.giving.members(run):
+            run.without_workers_s = None
+            return
+        barred = [m for m in self._hub.members.values() if m.barred(run.run_id)]
+        others = set(run.tallies).difference(m.worker_id for m in barred)  # that were here: they may come back
+        if run.without_workers_s is None:
+            run.without_workers_s = now
+        waited = now - run.without_workers_s > NO_WORKERS_AFTER_S and not entry.busy
+        if barred and (waited or not others):
+            entry.halt = "failed"
+            entry.error = error_of(self._hub.rejected_error(run, barred))
+        elif waited:
+            entry.halt = "no-workers"
+        if entry.halt:
+            entry.changed.notify()

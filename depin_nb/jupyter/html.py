@@ -56,7 +56,8 @@ def badge(simulated: bool) -> str:
 
 def _head(v: View) -> str:
     title = f"<span>{escape(v.title)}</span>" if v.title else ""
-    headline = f'<div class="depin-plan">{escape(v.headline)}</div>' if v.headline else ""
+    whole = f' title="{escape(v.plan)}"' if v.plan != v.headline else ""
+    headline = f'<div class="depin-plan"{whole}>{escape(v.headline)}</div>' if v.headline else ""
     times = " &nbsp; ".join(f"{escape(s.value)} {escape(s.label)} <small>{escape(s.tag)}</small>" for s in v.times)
     done = f'<i style="width:{(v.fraction or 0) * 100:.1f}%"></i>'
     return (

@@ -19,7 +19,8 @@ LANE_WINDOW_S = 60.0  # what the hub keeps of a device's lane
 MOST_SPANS = 240  # over all lanes, so that sixteen workers stay under 20 kB (issue's item 6)
 MOST_SPANS_ENDED = 96  # what stays below the cell has the payouts beside
 MOST_NOTICES = 6
-MOST_HEADLINE = 320
+MOST_HEADLINE = 240
+MOST_PLAN = 1000
 SPAN_STATES = ("work", "send", "wait", "lost")
 
 LABELS = {
@@ -81,7 +82,8 @@ class View:
 
     run_id: str
     title: str
-    headline: str  # which loop, how many iterations on how many workers, strategy and why
+    headline: str  # which loop, how many iterations on how many workers, strategy and why, as far as a few lines hold it
+    plan: str  # the same, whole
     state: str
     label: str
     tone: str
@@ -109,10 +111,12 @@ def view(status: Status, notices: Sequence[str] = ()) -> View:
     said = (*status.notices, *notices)
     hidden = len(said) - MOST_NOTICES
     shown = tuple(clip(n, 200) for n in said[-MOST_NOTICES:])
+    plan = clip(", ".join(part for part in (status.where, status.strategy) if part), MOST_PLAN)
     return View(
         run_id=status.run_id,
         title=_title(status),
-        headline=clip(", ".join(part for part in (status.where, status.strategy) if part), MOST_HEADLINE),
+        headline=_clauses(plan, MOST_HEADLINE),
+        plan=plan,
         state=status.state,
         label=LABELS.get(status.state, clip(status.state, 30)),
         tone=TONES.get(status.state, "live"),
@@ -136,6 +140,14 @@ def view(status: Status, notices: Sequence[str] = ()) -> View:
         notices=((f"{hidden} earlier notices", *shown) if hidden > 0 else shown),
         signatures=tuple((short(s), s) for s in status.signatures),
     )
+
+
+def _clauses(text: str, most: int) -> str:
+    """The text, or as many of its whole clauses as fit."""
+    if len(text) <= most:
+        return text
+    end = max(text.rfind(mark, 0, most) for mark in (", ", "; "))
+    return text[:end] + " …" if end > most // 2 else clip(text, most)
 
 
 def _title(status: Status) -> str:

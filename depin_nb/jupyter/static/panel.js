@@ -211,6 +211,7 @@ function show(part, v, pressed) {
   put(part.title, v.title);
   part.sim.replaceChildren(...badge(v.simulated));
   put(part.plan, v.headline);
+  part.plan.title = v.plan === v.headline ? "" : v.plan;
   part.done.style.width = `${(v.fraction || 0) * 100}%`;
   part.bar.setAttribute("aria-valuetext", v.percent || "not known");
   put(part.percent, v.percent);

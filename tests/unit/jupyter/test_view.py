@@ -87,6 +87,15 @@ def test_the_headline_says_loop_workers_strategy_and_why(sample) -> None:
     assert len(view(replace(status, strategy="s" * 900)).headline) == MOST_HEADLINE
 
 
+def test_a_long_reason_is_told_in_whole_clauses_and_whole_in_the_tooltip(sample) -> None:
+    reason = ", ".join(f"clause number {i}" for i in range(40))
+    shown = view(sample(where="fit(), line 4: for x, y in loader -> 45 iterations on 3 workers", strategy=f"local: {reason}"))
+    assert len(shown.headline) <= MOST_HEADLINE
+    assert shown.headline.endswith(" …")
+    assert shown.headline.removesuffix(" …").rsplit(", ", 1)[1] in reason.split(", ")
+    assert shown.plan.endswith("clause number 39")
+
+
 def test_a_run_that_ended_tells_its_average_speed(sample) -> None:
     v = view(sample(state="finished", samples_per_s=0.0, samples_done=1840, elapsed_s=92.0))
     assert [s.value for s in v.learning if s.label == "Samples/s"] == ["20"]

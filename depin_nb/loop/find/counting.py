@@ -77,7 +77,7 @@ def passes(test: str, start: Any, bound: Any, stride: Any, leaves: bool, ahead: 
     count, value = 0, start
     while compare(value, bound):
         value, count = value + stride, count + 1
-        if count > _MAX_STEPPED:
+        if count > _MAX_STEPPED or (holds == "!=" and (bound - value) * stride < 0):  # stepped over it
             return itertools.count()
     return range(count + int(leaves))
 

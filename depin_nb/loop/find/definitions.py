@@ -6,12 +6,13 @@ import ast
 import copy
 import inspect
 import linecache
-import os
+import sys
 import tokenize
 import types
+from pathlib import Path
 from typing import Any
 
-_OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))).replace("\\", "/") + "/"
+_OWN = Path(__file__).absolute().parents[2].as_posix() + "/"  # this package
 
 
 def is_user_file(filename: str) -> bool:
@@ -23,6 +24,17 @@ def is_user_file(filename: str) -> bool:
 
 def is_user_code(code: types.CodeType) -> bool:
     return is_user_file(code.co_filename)
+
+
+def is_user_module(name: str) -> bool:
+    """Whether a module is the user's own: the notebook, or a file beside it."""
+    if name == "__main__":
+        return True
+    module = sys.modules.get(name)
+    if module is None:
+        return name.partition(".")[0] not in sys.stdlib_module_names
+    file = getattr(module, "__file__", None)
+    return isinstance(file, str) and is_user_file(file)
 
 
 def source_of(function: types.FunctionType) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import sys
 import types
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -13,21 +12,10 @@ import numpy as np
 import torch
 
 from .codes import names_of
-from .definitions import is_user_code, is_user_file
+from .definitions import is_user_code, is_user_module
 
 _MAX_PARTS = 256  # of a container are looked at
 _ATOMS = (str, bytes, int, float, complex, type(None), torch.Tensor, np.ndarray, torch.device, torch.dtype)
-
-
-def is_user_module(name: str) -> bool:
-    """Whether a module is the user's own: the notebook, or a file beside it."""
-    if name == "__main__":
-        return True
-    module = sys.modules.get(name)
-    if module is None:
-        return name.partition(".")[0] not in sys.stdlib_module_names
-    file = getattr(module, "__file__", None)
-    return isinstance(file, str) and is_user_file(file)
 
 
 class Reach:

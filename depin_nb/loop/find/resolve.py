@@ -9,8 +9,8 @@ import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .definitions import is_user_code, parse_function
-from .reach import Reach, is_user_module
+from .definitions import is_user_code, is_user_module, parse_function
+from .reach import Reach
 from .things import Class, Function, Instance, Live, Scope, Thing, arguments_of, default_of, imported_value, is_name, own_nodes
 
 _MAX_DEPTH = 12

@@ -16,8 +16,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..find.codes import names_of
+from ..find.definitions import is_user_module
 from ..ship.objects import Roots
-from .contents import SCALARS, TORCH_OWN, is_own_module, kind_of
+from .contents import SCALARS, TORCH_OWN, kind_of
 from .fingerprints import fingerprint
 
 
@@ -64,7 +65,7 @@ def _reached(function: types.FunctionType, space: dict[str, Any] | None) -> Iter
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
     scope = function.__globals__
-    if space is None or scope is space or is_own_module(str(scope.get("__name__"))):
+    if space is None or scope is space or is_user_module(str(scope.get("__name__"))):
         yield from (scope[name] for name in names_of(function.__code__) if name in scope)
 
 

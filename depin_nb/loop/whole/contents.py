@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import random
-import sys
 import types
 from typing import Any
 
@@ -14,6 +13,8 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..find.definitions import is_user_module
+
 STATEFUL = ("optimizer", "scheduler", "scaler")
 SCALARS = {int, float, bool, str, bytes, complex, type(None)}
 TORCH_OWN = frozenset(vars(torch.nn.Module()))
@@ -21,27 +22,9 @@ _CONTAINERS = (("list", list), ("dict", dict), ("set", set), ("deque", collectio
 _GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 
 
-def is_own_module(name: str) -> bool:
-    """Whether a module is the user's own (the notebook, or a file beside it) and not an installed package or Python's."""
-    if name == "__main__":
-        return True
-    root = name.partition(".")[0]
-    if root in ("builtins", "depin_nb", "torch", "numpy") or root in sys.stdlib_module_names:
-        return False
-    module = sys.modules.get(name)
-    if module is None:
-        return True  # made from a pickle: whatever can be imported is referred to by its name there
-    return _is_own_file(getattr(module, "__file__", None))
-
-
-def _is_own_file(path: str | None) -> bool:
-    path = (path or "").replace("\\", "/")
-    return bool(path) and not any(part in path for part in ("site-packages", "dist-packages", "/lib/python3"))
-
-
 def is_own(value: Any) -> bool:
     """Whether a function or class was defined by the user."""
-    return isinstance(value, (types.FunctionType, type)) and is_own_module(getattr(value, "__module__", None) or "builtins")
+    return isinstance(value, (types.FunctionType, type)) and is_user_module(getattr(value, "__module__", None) or "builtins")
 
 
 def kind_of(value: Any) -> str:

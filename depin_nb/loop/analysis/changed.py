@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from ..paths import overlaps, shown
-from .flow import Flow, members_of
+from .flow import Flow
 from .inline import where
+from .places import members_of
 from .sides import Sides
 
 _SUMS = {"add_", "sub_", "index_add_", "scatter_add_", "addcmul_", "index_put_"}

@@ -14,19 +14,18 @@ import numpy as np
 import torch
 
 from ..find.syntax import static_length
-from ..paths import is_inlined, look, path_of, peek, split, within
+from ..paths import path_of, within
 from ..values import is_device_type
 from .inline import View
+from .places import FIXED, Places, names_in
 
 _READING = {
     "get", "items", "keys", "values", "copy", "index", "count", "most_common", "elements", "union", "intersection", "difference",
     "issubset", "issuperset", "isdisjoint", "state_dict", "total",
 }  # fmt: skip
-_WRITING = {"append", "appendleft", "extend", "extendleft", "insert", "add", "clear", "update", "subtract", "discard"}
 _CHANGES_FIRST = {"shuffle", "heappush", "heappop", "heapify", "heappushpop", "heapreplace", "insort", "insort_left", "insort_right"}
 _CONTAINERS = (list, dict, set, deque)
 _GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
-_FIXED = (types.ModuleType, type, types.FunctionType, types.BuiltinFunctionType, str, bytes, int, float, complex, bool)
 
 
 @dataclass(frozen=True)
@@ -41,125 +40,15 @@ class Write:
     depth: int
 
 
-class Flow:
+class Flow(Places):
     """`first`: paths read before they are surely written, each with the parts of it that had been. `reads`: all that are read."""
 
     def __init__(self, view: View, resolve: Any, assigned: set[str]) -> None:
-        self.view, self._outer = view, resolve
+        super().__init__(view, resolve)
         self.first: dict[str, set[str]] = {}
         self.reads: set[str] = set()
         self.writes: list[Write] = []
-        self.aliases: dict[str, tuple[str, bool]] = {}
-        self._by_id: dict[int, str] = {}
-        self._find_aliases()
         self._block(view.body, set(assigned), 0)
-
-    def value(self, name: str) -> Any:
-        if name in self.view.values:
-            return self.view.values[name]
-        if is_inlined(name):
-            raise KeyError(name)
-        return self._outer(name)
-
-    def peek(self, node: ast.AST) -> Any:
-        """The object behind an expression, or one like it; None when there is none yet."""
-        try:
-            return peek(node, self.value)
-        except KeyError:
-            return None
-
-    def path(self, node: ast.AST) -> tuple[str, bool] | None:
-        """The canonical path of an expression: aliases are what they stand for, and one object of the user's has one path."""
-        found = path_of(node)
-        return None if found is None else self._canonical(*found)
-
-    def _canonical(self, path: str, exact: bool) -> tuple[str, bool]:
-        for _ in range(8):
-            root, _ = split(path)
-            alias = self.aliases.get(root)
-            if alias is None:
-                break
-            rest = path[len(root) :]
-            path, exact = (alias[0] + rest, exact) if alias[1] else (alias[0], False)
-        root, steps = split(path)
-        try:
-            value, text = self.value(root), root
-        except KeyError:
-            return path, exact
-        text = self._named(value, text)
-        for i, step in enumerate(steps):
-            text += f"[{step[1]!r}]" if step[0] else f".{step[1]}"
-            try:
-                value = look(value, step)
-            except KeyError:
-                rest = "".join(f"[{key!r}]" if is_item else f".{key}" for is_item, key in steps[i + 1 :])
-                return text + rest, exact
-            text = self._named(value, text)
-        return text, exact
-
-    def _named(self, value: Any, text: str) -> str:
-        if value is None or isinstance(value, (*_FIXED, tuple, frozenset, torch.Tensor, torch.Size)):
-            return text
-        return self._by_id.setdefault(id(value), text)
-
-    def _find_aliases(self) -> None:
-        """Names that are bound once, to an object that has a path: what happens to the one happens to the other."""
-        bound: dict[str, list[tuple[ast.expr, bool]]] = {}
-        for node in (n for s in self.view.body for n in ast.walk(s)):
-            if isinstance(node, ast.Assign):
-                for target in node.targets:
-                    for name in _names(target):
-                        bound.setdefault(name, []).append((node.value, isinstance(target, ast.Name)))
-            elif isinstance(node, (ast.AugAssign, ast.AnnAssign, ast.NamedExpr)) and isinstance(node.target, ast.Name):
-                bound.setdefault(node.target.id, []).append((node.target, False))
-            elif isinstance(node, (ast.For, ast.comprehension)):
-                for name, source in members_of(node.target, node.iter):
-                    bound.setdefault(name, []).append((source, isinstance(node, ast.For)))
-            elif isinstance(node, ast.withitem) and node.optional_vars is not None:
-                for name in _names(node.optional_vars):
-                    bound.setdefault(name, []).append((node.context_expr, False))
-        for name, sources in bound.items():
-            (source, whole), single = sources[0], len(sources) == 1
-            found = path_of(source) if single and whole else None
-            if found is None or split(found[0])[0] == name or is_device_type(type(self.peek(source))):
-                continue
-            member = any(isinstance(n, ast.For) and name in _names(n.target) for s in self.view.body for n in ast.walk(s))
-            value = self.peek(source)
-            if value is not None and not isinstance(value, (*_FIXED, tuple)):
-                self.aliases[name] = (found[0], found[1] and not member)
-
-    # --- reading ---------------------------------------------------------------------------------------------
-
-    def paths_in(self, node: ast.AST | None) -> Iterator[tuple[str, ast.AST]]:
-        """The longest paths that an expression reads, each with its node; names of its own (comprehensions, lambdas) are none."""
-        if node is None:
-            return
-        own = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        own |= {a.arg for n in ast.walk(node) if isinstance(n, ast.Lambda) for a in ast.walk(n.args) if isinstance(a, ast.arg)}
-        for path, at in self._paths(node):
-            if split(path)[0] not in own:
-                yield path, at
-
-    def _paths(self, node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
-        if isinstance(node, (ast.Name, ast.Attribute, ast.Subscript)):
-            found = self.path(node)
-            if found is not None:
-                if not isinstance(getattr(node, "ctx", None), ast.Store):
-                    yield found[0], node
-                inner: ast.AST = node
-                while isinstance(inner, (ast.Attribute, ast.Subscript)):
-                    if isinstance(inner, ast.Subscript):
-                        yield from self._paths(inner.slice)
-                    inner = inner.value
-                return
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and not self._is_held(node.func):
-            if not (node.func.attr in _WRITING and self._plain_owner(node.func.value)):
-                yield from self._paths(node.func.value)
-            for child in (*node.args, *node.keywords):
-                yield from self._paths(child)
-            return
-        for child in ast.iter_child_nodes(node):
-            yield from self._paths(child)
 
     def _read(self, node: ast.AST | None, known: set[str] | None) -> None:
         for path, _ in self.paths_in(node):
@@ -168,27 +57,9 @@ class Flow:
                 parts = {k for k in known if within(k, path)}
                 self.first[path] = self.first[path] & parts if path in self.first else parts
 
-    def _is_held(self, func: ast.Attribute) -> bool:
-        """Whether what is called is an object of its own that the owner holds (`self.model(x)`), not a method."""
-        value = self.peek(func)
-        return value is not None and not isinstance(value, (types.MethodType, types.BuiltinMethodType, types.MethodWrapperType))
-
-    def _in_device(self, path: str) -> bool:
-        """Whether a path leads through a model, an optimizer or a tensor, whose state is kept as such."""
-        node: ast.AST = ast.parse(path, mode="eval").body
-        while isinstance(node, (ast.Attribute, ast.Subscript)):
-            node = node.value
-            if is_device_type(type(self.peek(node))):
-                return True
-        return False
-
     def kept(self, path: str) -> bool:
         """Whether an iteration may read a path, or something that it is a part of, as an earlier one has left it."""
         return any(path == f or within(f, path) or (within(path, f) and path not in known) for f, known in self.first.items())
-
-    def _plain_owner(self, node: ast.AST) -> bool:
-        value = self.peek(node)
-        return not is_device_type(type(value)) and not isinstance(value, _FIXED)
 
     # --- writing -----------------------------------------------------------------------------------------------
 
@@ -212,7 +83,7 @@ class Flow:
                 self._read(inner.slice, known)
             inner = inner.value
         owner = getattr(target, "value", None)
-        inside = "replace" if owner is not None and self._plain_owner(owner) and not self._in_device(found[0]) else "mutate"
+        inside = "replace" if owner is not None and self.is_plain(owner) and not self.in_device(found[0]) else "mutate"
         self.writes.append(Write(found[0], "bind" if found[1] else inside, node, value, depth))
         if found[1] and known is not None:
             known.add(found[0])
@@ -228,16 +99,16 @@ class Flow:
                 found = self.path(changed)
                 if found is not None:
                     value = ast.Tuple([*call.args, *(k.value for k in call.keywords)], ast.Load())
-                    how = "replace" if isinstance(self.peek(changed), _CONTAINERS) and not self._in_device(found[0]) else "mutate"
+                    how = "replace" if isinstance(self.peek(changed), _CONTAINERS) and not self.in_device(found[0]) else "mutate"
                     self.writes.append(Write(found[0], how, call, value, depth))
 
     def _changed(self, call: ast.Call) -> Iterator[ast.expr]:
         func, opaque = call.func, id(call) in self.view.opaque
-        if isinstance(func, ast.Attribute) and not self._is_held(func):
+        if isinstance(func, ast.Attribute) and not self.is_held(func):
             owner = self.peek(func.value)
             if isinstance(owner, _GENERATORS) or func.attr in _READING:
                 return
-            if is_device_type(type(owner)) or isinstance(owner, _FIXED):
+            if is_device_type(type(owner)) or isinstance(owner, FIXED):
                 if isinstance(owner, torch.Tensor) and func.attr.endswith("_") and not func.attr.endswith("__"):
                     yield func.value
                 elif isinstance(owner, types.ModuleType) and func.attr in _CHANGES_FIRST and call.args:
@@ -323,7 +194,7 @@ class Flow:
         self._expression(s.iter if isinstance(s, ast.For) else s.test, s, known, depth)
         inner = None if known is None else set(known)
         if isinstance(s, ast.For):
-            for name in _names(s.target):
+            for name in names_in(s.target):
                 self.writes.append(Write(name, "bind", s, s.iter, depth + 1))
                 if inner is not None:
                     inner.add(name)
@@ -341,26 +212,6 @@ class Flow:
                 found = self.path(node)
                 if found is not None:
                     self.writes.append(Write(found[0], "mutate", node, None, 1))
-
-
-def members_of(target: ast.expr, iterable: ast.expr) -> Iterator[tuple[str, ast.expr]]:
-    """(name, what it is a member of) for the names of a `for`'s target."""
-    names: list[ast.expr] = list(target.elts) if isinstance(target, (ast.Tuple, ast.List)) else [target]
-    sources = [iterable] * len(names)
-    if isinstance(iterable, ast.Call):
-        func = iterable.func
-        if isinstance(func, ast.Name) and func.id in ("zip", "enumerate", "reversed", "list", "sorted") and iterable.args:
-            names = names[1:] if func.id == "enumerate" else names
-            sources = list(iterable.args) if func.id == "zip" else [iterable.args[0]] * len(names)
-        elif isinstance(func, ast.Attribute) and func.attr in ("values", "items", "parameters", "named_parameters", "children", "modules"):
-            sources = [func.value] * len(names)
-    for name, source in zip(names, sources, strict=False):
-        for each in _names(name):
-            yield each, source
-
-
-def _names(target: ast.AST) -> list[str]:
-    return [n.id for n in ast.walk(target) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
 
 
 def _covered(path: str, known: set[str]) -> bool:

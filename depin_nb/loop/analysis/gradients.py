@@ -15,8 +15,9 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from .flow import Flow, members_of
+from .flow import Flow
 from .inline import where
+from .places import members_of
 
 _CLEARS = {"zero_grad", "zero_"}
 Params = frozenset[Any]  # ids of parameters; text where an owner isn't known

@@ -10,7 +10,8 @@ from typing import Any
 
 from ..paths import peek, split, within
 from ..values import is_device_type, is_sink, is_torch
-from .flow import Flow, members_of
+from .flow import Flow
+from .places import members_of
 
 _PLAIN_METHODS = {
     "item", "tolist", "size", "numel", "nelement", "dim", "ndimension", "numpy", "get_last_lr", "get_scale", "is_contiguous",

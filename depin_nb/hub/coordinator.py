@@ -18,7 +18,7 @@ from depin_nb.core.status import ENDED, Device, Status
 from depin_nb.hub.kernel_ops import KernelOps
 from depin_nb.hub.leases.entry import Entry
 from depin_nb.hub.leases.giving import Giving
-from depin_nb.hub.leases.members import Member
+from depin_nb.hub.leases.members import Member, Members
 from depin_nb.hub.leases.taking import Taking
 from depin_nb.hub.leases.watch import Watch
 from depin_nb.hub.records import resumable
@@ -88,7 +88,7 @@ class Coordinator:
         self.states = StateFiles(home / "states")
         self.replays = ReplayFiles(home / "replays")
         self.connected: Callable[[str], bool] = lambda run_id: True  # whether a run's kernel is; the plugin knows
-        self.members: dict[str, Member] = {}  # by Dask address
+        self.members = Members()
         self.runs: dict[str, Run] = {}  # active ones
         self.ended: dict[str, Run] = {}
         self.last_rejection: dict[str, CodecError] = {}

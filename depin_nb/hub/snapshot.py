@@ -8,7 +8,7 @@ from typing import Any
 
 from depin_nb.core.amount import DPN, Amount, Figure, Tag
 from depin_nb.core.status import Device, Status
-from depin_nb.hub.leases.members import Member, Tally
+from depin_nb.hub.leases.members import LANES_AT_ONCE, Member, Tally, drawn
 from depin_nb.hub.run import Run
 from depin_nb.metering.price import PriceBook
 
@@ -42,6 +42,7 @@ def status_of(run: Run, prices: PriceBook, now_s: float) -> Status:
         eta_s = round(remaining * per_iteration / speed, 1)
     spent = prices.to_usd(run.budget.spent)
     settled = run.settled and run.ended
+    at_once = len(run.tallies) if run.ended else LANES_AT_ONCE
     return Status(
         run_id=run.run_id,
         name=run.name,
@@ -59,7 +60,7 @@ def status_of(run: Run, prices: PriceBook, now_s: float) -> Status:
         samples_per_s=round(speed, 3),
         eta_s=eta_s,
         loss=run.curve.decimated(),
-        devices=tuple(t.device(clock_s) for t in run.tallies.values()),
+        devices=tuple(drawn(run.tallies.values(), clock_s, at_once=at_once)),
         budget=run.cap,
         spent=Figure(spent, Tag.SETTLED if settled else Tag.METERED),
         reserved=prices.to_usd(run.budget.reserved),

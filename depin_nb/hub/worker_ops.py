@@ -286,7 +286,7 @@ class WorkerOps:
         reason = error.message
         if record.state is LeaseState.SUBMITTED:
             member = record.member
-            member.rejected[run.run_id] = member.rejected.get(run.run_id, 0) + 1
+            member.refuse(run.run_id)
             run.say("rejected", self._hub.clock.now(), f"A report of {member.worker_id} was refused: {reason}", worker=member.worker_id)
             self._hub.last_rejection[run.run_id] = error
             self._hub.taking.withdraw(run, entry, record, Trigger.REJECT, reason)

@@ -87,6 +87,9 @@ class Round:
     lost: set[int] = field(default_factory=set)
     merging: bool = False
     committed: bool = False
+    looked_s: float = -math.inf  # when its leases were last looked at for all idle members, how many they were,
+    looked: int = 0
+    late: bool = False  # and whether any was late or silent
 
     @property
     def pending(self) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from depin_nb.core.amount import Amount
 from depin_nb.core.lease import Lease, Unit
@@ -20,6 +20,7 @@ from depin_nb.training.lifecycle import LeaseState, Trigger
 if TYPE_CHECKING:
     from depin_nb.hub.coordinator import Coordinator
 
+LOOK_S = 0.2  # what all idle members could do again is looked at so often; what a newly idle one could, at once
 MUSTER_S = 1.0  # a member that spoke so recently is on its way back for its next lease: a round waits for it
 SOLO_PIPELINE = 4  # rounds of a solo entry at once: one merging, one handed in, one at work, one ahead
 
@@ -30,39 +31,70 @@ class Giving:
     def __init__(self, hub: Coordinator) -> None:
         self._hub = hub
         self._turn = 0
+        self._able: dict[str, tuple[tuple[Any, ...], dict[str, Member]]] = {}  # by run: what its members follow from, and they
 
     def dispatch(self) -> None:
         """Gives every lease that can be given now. Runs take turns, so that several share the workers."""
-        wanting = [r for r in self._hub.runs.values() if r.leasing and r.entry is not None]
         self._turn += 1
+        if not self._hub.members.parked:
+            return
+        wanting = [r for r in self._hub.runs.values() if r.leasing and r.entry is not None]
         for i in range(len(wanting)):
             run = wanting[(i + self._turn) % len(wanting)]
             assert run.entry is not None
             serve = {"solo": self._serve_solo, "local": self._serve_local, "gang": self._serve_gang}[run.entry.held]
             serve(run, run.entry)
+        self._hub.members.looked()
 
     def _share(self, run: Run) -> int:
         """The most members that a round of this run may have, with the other runs that want some."""
         held = [r.entry.held for r in self._hub.runs.values() if r.leasing and r.entry is not None and r is not run]
         solo = held.count("solo")
-        return fair_share(len(self.members(run)), solo, 1 + len(held) - solo)
+        return fair_share(len(self._allowed(run)), solo, 1 + len(held) - solo)
 
     def members(self, run: Run) -> list[Member]:
         """The members that the run may use: those on this machine only for a `local` run, which counts on fast links."""
+        return list(self._allowed(run).values())
+
+    def _allowed(self, run: Run) -> dict[str, Member]:
+        """The same by address; found anew only when something changed on which it depends."""
+        entry_id = run.entry.entry_id if run.entry is not None else 0
+        causes = (self._hub.members.generation, entry_id, len(run.tallies), run.most_workers)
+        known = self._able.get(run.run_id)
+        if known is None or known[0] != causes:
+            self._able = {r: found for r, found in self._able.items() if r in self._hub.runs}
+            known = self._able[run.run_id] = causes, {m.address: m for m in self._found(run)}
+        return known[1]
+
+    def _found(self, run: Run) -> list[Member]:
         here = [m for m in self._hub.members.values() if run.backend != "local" or m.backend == "local"]
         needed = run.entry.spec.packages if run.entry is not None else {}
         able = [m for m in here if not m.barred(run.run_id) and not m.lacks(needed)]
         # those that have worked for it stay; among the others who came first
         return sorted(able, key=lambda m: m.worker_id not in run.tallies)[: run.most_workers]
 
+    def _idle(self, run: Run, among: Mapping[str, Member]) -> list[Member]:
+        """Those of the run's members that have nothing in hand and wait for a lease, in the order in which they came."""
+        allowed = self._allowed(run)
+        return [m for m in among.values() if m.free and m.parked is not None and m.address in allowed]
+
     def _muster(self, run: Run) -> list[Member]:
         """The free members that wait for a lease; nobody while one of the free is on its way back."""
-        free = [m for m in self.members(run) if m.free]
         now = self._hub.clock.monotonic()
-        if any(m.parked is None and now - m.seen_s < MUSTER_S for m in free):
+        if any(m.parked is None and m.free and now - m.seen_s < MUSTER_S for m in self._allowed(run).values()):
             return []
-        parked = sorted((m for m in free if m.parked is not None), key=lambda m: m.worker_id)
-        return parked[: self._share(run)]
+        return sorted(self._idle(run, self._hub.members.parked), key=lambda m: m.worker_id)[: self._share(run)]
+
+    def _looking(self, run: Run, entry: Entry, rnd: Round) -> list[Member]:
+        """The idle members for which the round's leases are looked at now: all every LOOK_S and where leases have come; in between
+        those that are newly idle, if anything is left for them."""
+        now, members = self._hub.clock.monotonic(), self._hub.members
+        if now - rnd.looked_s < LOOK_S and rnd.looked == len(rnd.records):
+            return self._idle(run, members.fresh) if rnd.late or entry.is_final() else []
+        idle = self._idle(run, members.parked)
+        if idle:
+            rnd.looked_s, rnd.looked = now, len(rnd.records)
+        return idle
 
     def _may_open(self, entry: Entry, wanted: int) -> bool:
         """Enough units, or none that will come before some of these are done."""
@@ -122,7 +154,7 @@ class Giving:
 
         Where the loop may be left early it goes to any member, since what follows it can't be merged before it.
         """
-        for member in self.members(run):
+        for member in self._idle(run, self._hub.members.parked) if rnd.lost else []:
             lost = entry.peek(entry.spec.strategy.inner_steps, contiguous=True, among=rnd.lost) if rnd.lost else []
             if lost and member.free and member.parked is not None and (entry.spec.contiguous or rnd.takes(member)):
                 if not self._lend_contiguous(run, entry, rnd, member, len(lost), among=rnd.lost):
@@ -131,9 +163,13 @@ class Giving:
 
     def _double(self, run: Run, entry: Entry, rnd: Round) -> None:
         """Idle members do again what silent or late ones, or at the loop's end the slowest, have out: the first valid report counts."""
+        idle = self._looking(run, entry, rnd)
+        if not idle:
+            return
         now = self._hub.clock.monotonic()
         out = [r for r in rnd.records if r.at(LeaseState.LEASED) and r.twin is None and r.begun_s is not None]
-        idle = [m for m in self.members(run) if m.free and m.parked is not None]
+        out = [r for r in out if r.member.silent(now) or entry.is_final() or now - (r.begun_s or now) > r.pace.late_s]
+        rnd.late = bool(out)
         rates = self._rates(run, entry, idle)
         for member in sorted(idle, key=lambda m: -rates[m.worker_id]):
             needed_s = {id(r): self._pace(run, entry, member, len(r.lease.units)).expected_s for r in out}
@@ -171,7 +207,7 @@ class Giving:
         if entry.gap(rnd) is None or rnd.kind != "local" or entry.halt or not run.leasing:
             return False
         now = self._hub.clock.monotonic()
-        return any(m.free and (m.parked is not None or now - m.seen_s < MUSTER_S) for m in self.members(run))
+        return any(m.free and (m.parked is not None or now - m.seen_s < MUSTER_S) for m in self._allowed(run).values())
 
     def _serve_gang(self, run: Run, entry: Entry) -> None:
         if entry.busy:
@@ -282,7 +318,7 @@ class Giving:
 
     def want(self, run: Run, entry: Entry) -> int:
         """Units that the kernel should send now."""
-        workers = max(1, len(self.members(run)))
-        member = next((m for m in self._hub.members.values() if m.worker_id == entry.solo_worker), None)
+        workers = max(1, len(self._allowed(run)))
+        member = next((m for m in self._allowed(run).values() if m.worker_id == entry.solo_worker), None) if entry.solo_worker else None
         rate = member.rates.get(run.run_id) if member else None
         return entry.want(ahead(entry.held, entry.spec.strategy, workers, entry.solo_length, rate))

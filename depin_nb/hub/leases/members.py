@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import nsmallest
 from typing import Any
 
 from depin_nb.core.amount import DPN, Amount
@@ -15,6 +16,7 @@ from depin_nb.core.status import Device
 from depin_nb.hub.leases.rounds import HISTORY_MAX, SILENT_S
 
 LANE_S = 60.0
+LANES_AT_ONCE = 50  # redrawn for one status; of more devices those whose lane is the oldest
 MAX_SPANS = 2000
 LANE_BINS = 120  # as fine as a lane is drawn
 SMOOTHING = 0.5  # weight of the newest measurement: a device's speed changes with heat and battery, within a few leases
@@ -47,13 +49,24 @@ class Member:
     down_mbit_s: float = 0.0
     latency_ms: float = 0.0
     held: dict[str, str] = field(default_factory=dict)  # lease_id -> run_id: one at work and one ahead, in the order of lending
-    parked: asyncio.Future[dict[str, Any]] | None = None
     rejected: dict[str, int] = field(default_factory=dict)  # by run
     leases: dict[str, int] = field(default_factory=dict)  # by run: measured ones
     rates: dict[str, float] = field(default_factory=dict)  # by run: iterations/s at work, measured
     overheads: dict[str, float] = field(default_factory=dict)  # by run: seconds of a lease that weren't work, measured
     ratios: dict[str, deque[float]] = field(default_factory=dict)  # by run: took / expected of its latest leases
     chatty: bool = False  # it says twice a second that it is there
+    crowd: Members | None = field(default=None, repr=False)  # where it has joined
+    _parked: asyncio.Future[dict[str, Any]] | None = field(default=None, repr=False)
+
+    @property
+    def parked(self) -> asyncio.Future[dict[str, Any]] | None:
+        return self._parked
+
+    @parked.setter
+    def parked(self, call: asyncio.Future[dict[str, Any]] | None) -> None:
+        self._parked = call
+        if self.crowd is not None:
+            self.crowd.parks(self)
 
     def silent(self, now_s: float) -> bool:
         """Whether it was chatty and has fallen silent: stopped, asleep, or its link is gone without a word."""
@@ -83,6 +96,16 @@ class Member:
         """The run has ended."""
         for kept in (self.rejected, self.leases, self.rates, self.overheads, self.ratios):
             kept.pop(run_id, None)
+        self._differs()
+
+    def refuse(self, run_id: str) -> None:
+        """A report of it for that run was refused."""
+        self.rejected[run_id] = self.rejected.get(run_id, 0) + 1
+        self._differs()
+
+    def _differs(self) -> None:
+        if self.crowd is not None:
+            self.crowd.generation += 1
 
     def barred(self, run_id: str) -> bool:
         return self.rejected.get(run_id, 0) >= MAX_REJECTED
@@ -99,6 +122,49 @@ class Member:
     def room(self) -> bool:
         """Whether it asks for a lease and may have one more."""
         return self.parked is not None and len(self.held) < MAX_HELD
+
+
+class Members(dict[str, Member]):
+    """The joined workers, by Dask address. Who waits for a lease is known without asking each.
+
+    `parked`: those that wait in a `depin_lease` call; `fresh`: those that began to since `looked`. `generation` grows with
+    whatever changes who may work for a run.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parked: dict[str, Member] = {}
+        self.fresh: dict[str, Member] = {}
+        self.generation = 0
+
+    def __setitem__(self, address: str, member: Member) -> None:
+        self.pop(address, None)
+        super().__setitem__(address, member)
+        member.crowd = self
+        self.generation += 1
+        self.parks(member)
+
+    def __delitem__(self, address: str) -> None:
+        self.pop(address)
+
+    def pop(self, address: str, *default: Any) -> Any:
+        member = super().pop(address, *default)
+        if isinstance(member, Member):
+            member.crowd = None
+            self.parked.pop(address, None)
+            self.fresh.pop(address, None)
+            self.generation += 1
+        return member
+
+    def parks(self, member: Member) -> None:
+        """It begins or ceases to wait."""
+        self.parked.pop(member.address, None)
+        self.fresh.pop(member.address, None)
+        if member.parked is not None:
+            self.parked[member.address] = self.fresh[member.address] = member
+
+    def looked(self) -> None:
+        self.fresh.clear()
 
 
 def member_of(address: str, profile: str, wallet: str, facts: Mapping[str, Any], session: str, now_s: float) -> Member:
@@ -175,6 +241,8 @@ class Tally:
     gone: str = ""  # "" | lost | left
     since_s: float | None = None  # start of the lease it holds
     spans: deque[tuple[float, float, str]] = field(default_factory=lambda: deque(maxlen=MAX_SPANS))
+    lane: tuple[tuple[float, float, str], ...] = ()  # as drawn last, at `lane_s`
+    lane_s: float = -math.inf
     recent: deque[tuple[float, float, int]] = field(default_factory=lambda: deque(maxlen=16))  # (from, to, samples)
 
     def began(self, at_s: float) -> None:
@@ -202,14 +270,18 @@ class Tally:
         self.earned += units_dpn
         self.recent.append((start_s, at_s, samples))
 
-    def device(self, now_s: float) -> Device:
-        """As shown, at `now_s`."""
+    def draw(self, now_s: float) -> None:
+        """Its lane of the last minute, at `now_s`."""
         begin = now_s - LANE_S
         spans = [(max(a, begin), b, s) for a, b, s in self.spans if b > begin]
         if self.since_s is not None:
             spans.append((max(self.since_s, begin), now_s, "work"))
         elif spans and not self.gone and now_s > spans[-1][1]:
             spans.append((spans[-1][1], now_s, "wait"))
+        self.lane, self.lane_s = coarse(spans), now_s
+
+    def device(self) -> Device:
+        """As shown, with the lane that was drawn last."""
         state = self.gone or ("working" if self.since_s is not None else "waiting" if self.leases else "idle")
         speed = 0.0
         if self.recent and not self.gone:
@@ -223,9 +295,17 @@ class Tally:
             iterations=self.iterations,
             samples=self.samples,
             samples_per_s=round(speed, 3),
-            lane=coarse(spans),
+            lane=self.lane,
             earned=Amount(self.earned, DPN),
             paid=Amount(self.paid, DPN),
             wallet=self.wallet,
             price=self.price,
         )
+
+
+def drawn(tallies: Iterable[Tally], now_s: float, *, at_once: int = LANES_AT_ONCE) -> list[Device]:
+    """All of them as shown. Of many only some lanes are drawn anew, the oldest first: drawing is most of what a status costs."""
+    found = list(tallies)
+    for tally in found if len(found) <= at_once else nsmallest(at_once, found, key=lambda t: t.lane_s):
+        tally.draw(now_s)
+    return [tally.device() for tally in found]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 
 from depin_nb.core.lease import StrategyConfig
@@ -55,7 +56,7 @@ class Pace:
     def expected_s(self) -> float:
         return self.units / self.rate + (self.overhead_s or 0.0)
 
-    @property
+    @cached_property
     def late_s(self) -> float:
         """Seconds after which the lease is late by the device's own measure; infinite where it has none yet."""
         factor = allowance(self.ratios, LATE_SIGMAS)

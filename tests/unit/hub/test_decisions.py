@@ -14,7 +14,7 @@ from depin_nb.core.errors import HubError
 from depin_nb.core.lease import EntrySpec, Unit
 from depin_nb.hub.leases.entry import Entry, Result
 from depin_nb.hub.leases.gang import GangCall
-from depin_nb.hub.leases.members import MAX_REJECTED, Tally, member_of
+from depin_nb.hub.leases.members import MAX_REJECTED, Tally, drawn, member_of
 from depin_nb.hub.leases.rounds import DEADLINE_MIN_S, Pace, ahead, fair_share, fastest, solo_length, worth_doubling
 from depin_nb.hub.run import Curve
 from depin_nb.training.allreduce import decode_grads, encode_grads
@@ -155,11 +155,11 @@ def test_a_device_shows_its_last_minute():
     tally.ended(10.0, 8.0)
     tally.accepted(10.0, 0.0, 4, 8, 100)
     tally.began(15.0)
-    device = tally.device(65.0)
+    (device,) = drawn([tally], 65.0)
     assert device.lane == ((5.0, 8.0, "work"), (8.0, 10.0, "send"), (10.0, 15.0, "wait"), (15.0, 65.0, "work"))
     assert (device.state, device.samples_per_s) == ("working", 0.8)
     tally.ended(66.0, 0.0, lost=True)
-    assert tally.device(66.0).lane[-1] == (15.0, 66.0, "lost")
+    assert drawn([tally], 66.0)[0].lane[-1] == (15.0, 66.0, "lost")
 
 
 @given(st.lists(st.floats(-1e6, 1e6), max_size=1000))

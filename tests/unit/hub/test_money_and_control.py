@@ -337,7 +337,7 @@ def test_a_report_must_be_what_its_lease_allows(tmp_path: Path):
             ]  # fmt: skip
             for change in wrong:
                 run_.backlog.clear()
-                hub.coordinator.members[worker.address].rejected.clear()
+                hub.coordinator.members[worker.address].forget(kernel.run_id)
                 lease = Lease.from_dict((await worker.ops.lease(worker.address, 5))["lease"])
                 good = worker.report(lease, first_state(), 5, "")
                 answer = await worker.ops.report(worker.address, {**good, **change})

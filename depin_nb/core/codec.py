@@ -8,7 +8,8 @@ Decoding checks every size before it allocates, and never runs anything that the
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +33,79 @@ TORCH_DTYPES = (
 NUMPY_KINDS = "biufc"
 
 
+@dataclass(frozen=True)
+class Promised:
+    """A tensor that is made, piece by piece and in order, while its bytes are taken from `encode_parts`."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    make: Callable[[], Iterable[torch.Tensor]]
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
 def encode(value: Any) -> bytes:
     """`value` as bytes. Raises CodecError for a type that the codec doesn't carry; tensors are detached and moved to the CPU."""
-    buffers: list[memoryview | bytes] = []
+    return b"".join(encode_parts(value))
+
+
+def encode_parts(value: Any, *, align: int = 1) -> Iterator[bytes | memoryview]:
+    """The bytes of `encode` in pieces, tensors without a copy; `value` may hold `Promised` ones.
+
+    `align`: each buffer begins at a multiple of so many bytes (at most 128), so that `decode(.., share=True)` needs no copies.
+    """
+    buffers = _Buffers(align > 1)
     packed = _pack(value, buffers, 0)
-    header = msgpack.packb({"v": packed, "b": [len(b) for b in buffers]}, use_bin_type=True)
-    return b"".join([MAGIC, struct.pack("<I", len(header)), header, *buffers])
+    lengths = [b.nbytes if isinstance(b, Promised) else len(b) for b in buffers.parts]
+    header = msgpack.packb({"v": packed, "b": lengths}, use_bin_type=True)
+    if align > 1:
+        at = 8 + len(header)
+        for i in range(0, len(lengths), 2):
+            lengths[i] = -at % align
+            at += lengths[i] + lengths[i + 1]
+            buffers.parts[i] = bytes(lengths[i])
+        header = msgpack.packb({"v": packed, "b": lengths}, use_bin_type=True)
+    yield b"".join([MAGIC, struct.pack("<I", len(header)), header])
+    for part in buffers.parts:
+        if isinstance(part, Promised):
+            yield from _kept(part)
+        elif part:
+            yield part
+
+
+class _Buffers:
+    """What follows the header. `fillers`: before each one a buffer that nothing names (up to 127 bytes: its length is one byte)."""
+
+    def __init__(self, fillers: bool) -> None:
+        self.parts: list[Any] = []
+        self._fillers = fillers
+
+    def add(self, part: Any) -> int:
+        """Its index."""
+        self.parts += [b"", part] if self._fillers else [part]
+        return len(self.parts) - 1
+
+
+def _kept(promised: Promised) -> Iterator[memoryview]:
+    left = promised.nbytes
+    for piece in promised.make():
+        part = _bytes_of(piece)
+        left -= len(part)
+        if piece.dtype != promised.dtype or left < 0:
+            break
+        if part:
+            yield part
+    if left:
+        raise CodecError("a tensor isn't what was promised")
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def can_encode(value: Any) -> bool:
@@ -58,7 +126,7 @@ def can_encode(value: Any) -> bool:
     return False
 
 
-def _pack(value: Any, buffers: list[memoryview | bytes], depth: int) -> Any:
+def _pack(value: Any, buffers: _Buffers, depth: int) -> Any:
     if depth > MAX_DEPTH:
         raise CodecError(f"a value nests deeper than {MAX_DEPTH}")
     kind = type(value)
@@ -78,30 +146,33 @@ def _pack(value: Any, buffers: list[memoryview | bytes], depth: int) -> Any:
     return _pack_array(value, buffers)
 
 
-def _pack_array(value: Any, buffers: list[memoryview | bytes]) -> Any:
+def _pack_array(value: Any, buffers: _Buffers) -> Any:
     import numpy as np
     import torch
 
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, (torch.Tensor, Promised)):
         name = str(value.dtype).removeprefix("torch.")
-        if name not in TORCH_DTYPES or value.layout is not torch.strided:
-            raise CodecError(f"a tensor of dtype {value.dtype} and layout {value.layout} can't travel")
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        buffers.append(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
-        return msgpack.ExtType(_TENSOR, msgpack.packb([len(buffers) - 1, TORCH_DTYPES.index(name), list(value.shape)]))
+        if name not in TORCH_DTYPES or (isinstance(value, torch.Tensor) and value.layout is not torch.strided):
+            layout = getattr(value, "layout", "strided")
+            raise CodecError(f"a tensor of dtype {value.dtype} and layout {layout} can't travel")
+        index = buffers.add(value if isinstance(value, Promised) else _bytes_of(value))
+        return msgpack.ExtType(_TENSOR, msgpack.packb([index, TORCH_DTYPES.index(name), list(value.shape)]))
     if isinstance(value, (np.ndarray, np.generic)):
         array = np.asarray(value)
         if array.dtype.kind not in NUMPY_KINDS:
             raise CodecError(f"an array of dtype {array.dtype} can't travel")
-        buffers.append(array.tobytes())
-        return msgpack.ExtType(_ARRAY, msgpack.packb([len(buffers) - 1, array.dtype.str, list(array.shape), isinstance(value, np.generic)]))
+        index = buffers.add(array.tobytes())
+        return msgpack.ExtType(_ARRAY, msgpack.packb([index, array.dtype.str, list(array.shape), isinstance(value, np.generic)]))
     if isinstance(value, (bool, int, float, str, bytes)) and type(value).__module__ != "builtins":
         raise CodecError(f"a {type(value).__name__} can't travel: convert it to a plain value")
     raise CodecError(f"a {type(value).__module__}.{type(value).__qualname__} can't travel")
 
 
-def decode(data: bytes | bytearray | memoryview, *, max_bytes: int | None = None) -> Any:
-    """The value in `data`. Raises CodecError when anything is not as the layout says, or when `data` is longer than `max_bytes`."""
+def decode(data: bytes | bytearray | memoryview, *, max_bytes: int | None = None, share: bool = False) -> Any:
+    """The value in `data`. Raises CodecError when anything is not as the layout says, or when `data` is longer than `max_bytes`.
+
+    `share`: tensors lie in `data`, where that is writable memory and they are aligned in it, instead of in memory of their own.
+    """
     view = memoryview(data).cast("B")
     if max_bytes is not None and view.nbytes > max_bytes:
         raise CodecError(f"{view.nbytes} bytes where at most {max_bytes} are allowed")
@@ -117,8 +188,8 @@ def decode(data: bytes | bytearray | memoryview, *, max_bytes: int | None = None
             raise CodecError("the header is malformed")
         if not all(type(n) is int and n >= 0 for n in lengths) or sum(lengths) != view.nbytes - 8 - header_bytes:
             raise CodecError("the buffers don't add up to the message")
-        buffers: list[memoryview | None] = list(_split(view[8 + header_bytes :], lengths))
-        return _unpack(header["v"], buffers, 0)
+        buffers = _split(view[8 + header_bytes :], lengths)
+        return _unpack(header["v"], _Taken(buffers, share and not view.readonly), 0)
     except CodecError:
         raise
     except (ValueError, TypeError, KeyError, IndexError, struct.error, msgpack.UnpackException, OverflowError, RecursionError) as error:
@@ -132,15 +203,16 @@ def _unpackb(data: bytes | memoryview) -> Any:
     return msgpack.unpackb(data, raw=False, strict_map_key=False, use_list=True)
 
 
-def _split(view: memoryview, lengths: Iterable[int]) -> list[memoryview]:
-    parts, at = [], 0
+def _split(view: memoryview, lengths: Iterable[int]) -> list[memoryview | None]:
+    parts: list[memoryview | None] = []
+    at = 0
     for n in lengths:
         parts.append(view[at : at + n])
         at += n
     return parts
 
 
-def _unpack(value: Any, buffers: list[memoryview | None], depth: int) -> Any:
+def _unpack(value: Any, buffers: _Taken, depth: int) -> Any:
     if depth > MAX_DEPTH:
         raise CodecError(f"a value nests deeper than {MAX_DEPTH}")
     if isinstance(value, list):  # msgpack's own, so it may change in place
@@ -181,33 +253,41 @@ def _shape(shape: Any) -> list[int]:
     return shape
 
 
-def _taken(buffers: list[memoryview | None], index: int) -> memoryview:
-    """A buffer, once: a message that names one buffer many times would decode to more memory than it has bytes."""
-    buffer = buffers[index] if type(index) is int and index >= 0 else None
-    if buffer is None:
-        raise CodecError("a buffer is named twice or not there")
-    buffers[index] = None
-    return buffer
+class _Taken:
+    """Each buffer once: a message that names one buffer many times would decode to more memory than it has bytes."""
+
+    def __init__(self, buffers: list[memoryview | None], share: bool) -> None:
+        self._buffers, self.share = buffers, share
+
+    def take(self, index: int) -> memoryview:
+        buffer = self._buffers[index] if type(index) is int and index >= 0 else None
+        if buffer is None:
+            raise CodecError("a buffer is named twice or not there")
+        self._buffers[index] = None
+        return buffer
 
 
-def _tensor(index: int, dtype_index: int, shape: Any, *, buffers: list[memoryview | None]) -> torch.Tensor:
+def _tensor(index: int, dtype_index: int, shape: Any, *, buffers: _Taken) -> torch.Tensor:
     import torch
 
     dtype = getattr(torch, TORCH_DTYPES[dtype_index])
-    buffer = _taken(buffers, index)
+    buffer = buffers.take(index)
     if prod(_shape(shape)) * dtype.itemsize != buffer.nbytes:
         raise CodecError("a tensor's shape and its bytes differ")
     if not buffer.nbytes:
         return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(bytearray(buffer), dtype=torch.uint8).view(dtype).reshape(shape)
+    flat = torch.frombuffer(buffer if buffers.share else bytearray(buffer), dtype=torch.uint8)
+    if flat.data_ptr() % dtype.itemsize:
+        flat = flat.clone()
+    return flat.view(dtype).reshape(shape)
 
 
-def _array(index: int, dtype_text: str, shape: Any, scalar: bool, *, buffers: list[memoryview | None]) -> Any:
+def _array(index: int, dtype_text: str, shape: Any, scalar: bool, *, buffers: _Taken) -> Any:
     import numpy as np
 
     if type(dtype_text) is not str or len(dtype_text) > 4 or dtype_text.lstrip("<>=|")[:1] not in NUMPY_KINDS:
         raise CodecError("an array's dtype is malformed")
-    dtype, buffer = np.dtype(dtype_text), _taken(buffers, index)
+    dtype, buffer = np.dtype(dtype_text), buffers.take(index)
     if prod(_shape(shape)) * dtype.itemsize != buffer.nbytes:
         raise CodecError("an array's shape and its bytes differ")
     array = np.frombuffer(bytearray(buffer), dtype=dtype).reshape(shape)

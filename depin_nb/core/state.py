@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .codec import decode, encode
+from .codec import decode, encode_parts
 from .errors import CodecError
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ INNER = "inner"  # float state of the user's optimizer: kept by each worker, ave
 STEP = "step"  # step counters of the user's optimizer: maximum
 CARRIED = "carried"  # a tensor that one iteration hands to the next (solo only), gradients among them
 RNG = "rng"  # random number generators (solo only)
+ALIGN_BYTES = 64  # of a tensor in a file: any dtype's, and a cache line
 KINDS = (PARAM, BUFFER, COUNTER, INNER, STEP, CARRIED, RNG)
 
 
@@ -36,14 +38,18 @@ class State:
         return sum(t.numel() * t.element_size() for t in self.tensors.values())
 
     def to_bytes(self) -> bytes:
-        return encode({"tensors": self.tensors, "kinds": self.kinds, "plain": self.plain})
+        return b"".join(self.to_parts())
+
+    def to_parts(self) -> Iterator[bytes | memoryview]:
+        """`to_bytes` in pieces, without copies; `tensors` may hold `codec.Promised` ones. Aligned, so that it can be shared."""
+        return encode_parts({"tensors": self.tensors, "kinds": self.kinds, "plain": self.plain}, align=ALIGN_BYTES)
 
     @classmethod
-    def from_bytes(cls, data: bytes, *, max_bytes: int | None = None) -> State:
-        """Raises CodecError unless the bytes hold a well-formed state."""
+    def from_bytes(cls, data: bytes | bytearray | memoryview, *, max_bytes: int | None = None, share: bool = False) -> State:
+        """Raises CodecError unless the bytes hold a well-formed state. `share`: its tensors lie in `data` where that is writable."""
         import torch
 
-        value = decode(data, max_bytes=max_bytes)
+        value = decode(data, max_bytes=max_bytes, share=share)
         if type(value) is not dict or set(value) != {"tensors", "kinds", "plain"}:
             raise CodecError("not a state")
         tensors, kinds, plain = value["tensors"], value["kinds"], value["plain"]

@@ -32,6 +32,7 @@ from depin_nb.hub.trouble import explained
 from depin_nb.hub.versions.checkpoint_files import CheckpointFiles
 from depin_nb.hub.versions.checkpoints import Checkpoints
 from depin_nb.hub.versions.committing import Commits
+from depin_nb.hub.versions.spool import Spool
 from depin_nb.hub.versions.states import StateFiles
 from depin_nb.hub.wake import Signal
 from depin_nb.hub.worker_ops import WorkerOps
@@ -86,6 +87,7 @@ class Coordinator:
         self.executor, self.books = executor, books
         self.blobs = BlobStore(home / "blobs")
         self.states = StateFiles(home / "states")
+        self.spool = Spool(home)
         self.replays = ReplayFiles(home / "replays")
         self.connected: Callable[[str], bool] = lambda run_id: True  # whether a run's kernel is; the plugin knows
         self.members = Members()

@@ -10,7 +10,6 @@ from depin_nb.core.amount import Amount, parse
 from depin_nb.core.errors import HubError, NoSuchRun, UsageError
 from depin_nb.core.lease import EntrySpec, Unit
 from depin_nb.core.packages import checked, other_versions
-from depin_nb.core.state import State
 from depin_nb.hub.leases.entry import OUT, Entry
 from depin_nb.hub.records import resumable
 from depin_nb.hub.records.resuming import MAX_TEXT
@@ -22,6 +21,7 @@ from depin_nb.training.downlink import same_weights
 from depin_nb.training.lifecycle import Trigger
 
 if TYPE_CHECKING:
+    from depin_nb.core.state import State
     from depin_nb.hub.coordinator import Coordinator
 
 REASONS = ("done", "exit", "interrupt", "error")
@@ -141,9 +141,9 @@ class KernelOps:
             raise HubError(f"{len(lacking)} blobs of this entry weren't sent", hint="Run the cell again.")
         await hub.close_entry(active, "done")
         if state is not None:
-            weights = await hub.in_executor(State.from_bytes, state)
             version = active.version + 1
             await hub.in_executor(hub.states.write, run, version, state)
+            weights: State = await hub.in_executor(hub.states.open, run, version)
             if active.weights is None or not await hub.in_executor(same_weights, active.weights, weights):
                 active.reference = None  # what the notebook changed travels exactly
         elif active.weights is not None:

@@ -15,8 +15,9 @@ from depin_nb.hub.leases.entry import OUT, Entry, LeaseRecord
 from depin_nb.hub.leases.members import Member, member_of
 from depin_nb.hub.run import Run
 from depin_nb.hub.versions.references import Reference
+from depin_nb.hub.versions.spool import Held
 from depin_nb.ledger.wallet import is_address
-from depin_nb.training.compress import Change, decode_change
+from depin_nb.training.compress import read_change
 from depin_nb.training.downlink import STEP_BITS
 from depin_nb.training.lifecycle import LeaseState, Trigger
 
@@ -263,7 +264,7 @@ class WorkerOps:
             checked = checked_report(report, record)
             run.bytes_up += len(checked.change) + len(checked.left) + sum(map(len, checked.logs))
             await self._earlier_merges(run, entry, record)
-            change = await hub.in_executor(self._decode, checked.change, run.weights, hub.change_limit(run))
+            change = await hub.in_executor(self._held, checked.change, run.weights, hub.change_limit(run), entry.spec.strategy.bits)
         except CodecError as error:
             return self._rejected(run, entry, record, error)
         if not record.at(LeaseState.SUBMITTED):
@@ -271,9 +272,11 @@ class WorkerOps:
         self._accepted(run, entry, record, checked, change, now)
         return {"accepted": not record.at(LeaseState.OPEN), "reason": record.reason}
 
-    @staticmethod
-    def _decode(data: bytes, base: State, max_bytes: int) -> Change:
-        return decode_change(data, base, max_bytes=max_bytes)
+    def _held(self, data: bytes, base: State, max_bytes: int, bits: int) -> Held:
+        """The change in the spool, as it came; checked, so that nothing in it can be wrong at its merge. Raises CodecError."""
+        held = self._hub.spool.put(data)
+        read_change(held.open()[0], base, max_bytes=max_bytes, bits=bits)
+        return held
 
     async def _earlier_merges(self, run: Run, entry: Entry, record: LeaseRecord) -> None:
         """A solo lease may have gone out before its base was committed: its change is read against that base."""
@@ -295,7 +298,7 @@ class WorkerOps:
             self._hub.giving.dispatch()
         return {"accepted": False, "reason": reason}
 
-    def _accepted(self, run: Run, entry: Entry, record: LeaseRecord, report: Report, change: Change, now: float) -> None:
+    def _accepted(self, run: Run, entry: Entry, record: LeaseRecord, report: Report, change: Held, now: float) -> None:
         hub, member = self._hub, record.member
         took_s = record.took_s = now - (record.given_s if record.begun_s is None else record.begun_s)
         # a log is kept once, in the result: the change's bytes are not needed any more

@@ -256,6 +256,7 @@ class Device:
             "no logs": {"logs": ()},
             "nan": {"seconds": math.nan},
             "not finite": {"change": _changed(report["change"], lambda slots: {n: (k, _poisoned(v)) for n, (k, v) in slots.items()})},
+            "bits": {"change": encode({**decode(report["change"]), "bits": 8})},
             "slot": {"change": _changed(report["change"], lambda slots: {**slots, "model/evil": (PARAM, torch.zeros(3))})},
         }
         return "lies" if fault.lie == "no dict" else {**report, **said[fault.lie]}

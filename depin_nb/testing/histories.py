@@ -15,7 +15,7 @@ STRATEGIES: dict[str, StrategyConfig] = {
     "sync": StrategyConfig(name="sync", solo=False, inner_steps=3),
 }
 PROFILES = ("phone", "laptop", "single-board")
-LIES = ("garbage", "too many", "too few", "another's", "no logs", "nan", "no dict", "not finite", "slot")
+LIES = ("garbage", "too many", "too few", "another's", "no logs", "nan", "no dict", "not finite", "slot", "bits")
 
 # kind -> the points at which it may come, for a device; {who} is what it happens to
 DEVICE_POINTS = ("asks", "leased", "fetches", "works", "reports", "reported")
@@ -31,8 +31,10 @@ DEVICE_KINDS = {
     "lie": ("reports",),
     "refuse": ("reports",),
 }
-HUB_POINTS = ("job", "job done", "journal: begins", "journal: writes", "journal: written", "file: written", "file: named", "ledger")
-DISK_POINTS = ("journal: begins", "journal: writes", "file: written")
+HUB_POINTS = (
+    "job", "job done", "journal: begins", "journal: writes", "journal: written", "file: written", "file: named", "ledger", "change: kept",
+)  # fmt: skip
+DISK_POINTS = ("journal: begins", "journal: writes", "file: written", "change: kept")
 NOTEBOOK_KINDS = ("pause", "halt", "budget", "die", "interrupt", "cut")
 
 

@@ -26,6 +26,9 @@ from ..core.errors import DepinError
 from ..hub.coordinator import Coordinator
 from ..hub.plugin import CoordinatorPlugin
 from ..hub.records.journal import Journal
+from ..hub.versions import spool
+from ..hub.versions.spool import Spool
+from ..hub.versions.states import StateFiles
 from ..ledger import store
 from ..ledger.ledger import Ledger
 from ..metering.price import PriceBook
@@ -89,6 +92,9 @@ class Hub:
             executor=executor,
             books=books,
         )
+        spool_bytes, mapped_bytes = world.rooms
+        self.coordinator.spool = Spool(world.home, spool_bytes)
+        self.coordinator.states = StateFiles(world.home / "states", mapped_bytes)
         self.coordinator.new_run_id = world.new_run_id  # type: ignore[method-assign]
         self.plugin = CoordinatorPlugin(self.coordinator)
 
@@ -132,6 +138,7 @@ class World:
     def __init__(self, plan: History, home: Path, clock: VirtualClock, chain: Any, wallets: Any, prices: PriceBook) -> None:
         self.plan, self.home, self.clock, self.chain, self.wallets, self.prices = plan, home, clock, chain, wallets, prices
         self.rng = random.Random(f"depin-nb world {plan.seed}")
+        self.rooms = random.Random(f"depin-nb rooms {plan.seed}").choice(((0, 0), (3000, 1 << 20), (1 << 20, 0)))  # in the hub's memory
         self.hub: Hub | None = None
         self.back = asyncio.Event()  # a hub is there
         self.struck: list[Fault] = []
@@ -214,7 +221,7 @@ class World:
         if self.clock.at_s < self._disk_full_until_s:
             if name in ("journal: begins", "journal: writes"):
                 raise sqlite3.OperationalError("database or disk is full")
-            if name == "file: written":
+            if name in ("file: written", "change: kept"):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     @property
@@ -225,16 +232,21 @@ class World:
     def disk(self) -> Iterator[None]:
         """The hub's file writes come to points; each of its lives has a process id of its own."""
 
+        def pwrite(descriptor: int, data: memoryview, offset: int) -> int:
+            self.point("change: kept")
+            return os.pwrite(descriptor, data, offset)
+
         def fsync(descriptor: int) -> None:
             self.point("file: named" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file: written")
 
         real = files.os
         shim = SimpleNamespace(**{**vars(os), "fsync": fsync, "getpid": lambda: 100_000 + self._life})
         files.os = shim  # type: ignore[assignment]
+        spool.os = SimpleNamespace(**{**vars(os), "pwrite": pwrite})  # type: ignore[assignment]
         try:
             yield
         finally:
-            files.os = real
+            files.os = spool.os = real
 
     # --- the network ----------------------------------------------------------------------------------
 

@@ -16,16 +16,15 @@ from depin_nb.core.codec import TORCH_DTYPES, decode, encode
 from depin_nb.core.errors import CodecError
 from depin_nb.core.state import CARRIED, INNER, KINDS, PARAM, RNG, STEP, State
 
+from .packed import BF16, BLOCKS, DELTA, DENSE_BITS, RAW, SPARSE, Packed, Rounded, pieces
 from .quantize import BLOCK, quantize
-from .sparse import CHUNK, densify, sparsify
-from .thin import restored, thinned
+from .sparse import CHUNK, sparsify
+from .thin import thinned
 
 if TYPE_CHECKING:
     import torch
 
-RAW, DELTA, BLOCKS, SPARSE, BF16 = "raw", "delta", "blocks", "sparse", "bf16"
 BITS = (2, 4, 8, 32)
-DENSE_BITS = {2: 4, 4: 4, 8: 8}  # of blocks
 RESIDUAL_DECAY = 0.95  # of what SPARSE left out; it stands in for the outer momentum (SparseLoCo, arXiv:2508.15706)
 APPEARING = (INNER, STEP, CARRIED, RNG)  # kinds of which a worker may make slots (an optimizer makes its state at the first step)
 RESHAPING = (CARRIED, RNG)  # kinds whose shape may change (a hidden state at a short last batch)
@@ -38,7 +37,8 @@ MAX_NAME = 1024  # characters
 class Change:
     """What a lease did to its base: `values` are new values by slot, `deltas` differences (float32, the slot's shape).
 
-    `kinds` holds the kind of every slot in either. `plain` is the whole new `State.plain`, None when it didn't change.
+    `rounded` and `packed` hold values and differences that aren't decoded yet (`read_change`); a slot is in one of the four.
+    `kinds` holds the kind of every slot. `plain` is the whole new `State.plain`, None when it didn't change.
     `removed` names slots that the base has and the new state hasn't (solo only).
     """
 
@@ -47,6 +47,14 @@ class Change:
     kinds: dict[str, str] = field(default_factory=dict)
     plain: dict[str, Any] | None = None
     removed: tuple[str, ...] = ()
+    rounded: dict[str, Rounded] = field(default_factory=dict)
+    packed: dict[str, Packed] = field(default_factory=dict)
+
+    def decoded(self) -> Change:
+        """The same with nothing left to decode."""
+        values = {**self.values, **{name: value.dense() for name, value in self.rounded.items()}}
+        deltas = {**self.deltas, **{name: delta.dense() for name, delta in self.packed.items()}}
+        return Change(values, deltas, self.kinds, self.plain, self.removed)
 
 
 def encode_change(
@@ -85,7 +93,7 @@ def encode_change(
 def _packed(name: str, kind: str, old: torch.Tensor | None, value: torch.Tensor, bits: int, left: dict[str, torch.Tensor]) -> Any:
     import torch
 
-    form = _form(kind, value, bits)
+    form = _form(kind, value.dtype, value.numel(), bits)
     if form == RAW:
         return value
     if form == BF16:
@@ -108,34 +116,42 @@ def _packed(name: str, kind: str, old: torch.Tensor | None, value: torch.Tensor,
     return payload
 
 
-def decode_change(data: bytes | bytearray | memoryview, base: State, *, max_bytes: int) -> Change:
-    """The change in `data`, checked against `base` as hostile input. Raises CodecError on anything that doesn't fit.
+def decode_change(data: bytes | bytearray | memoryview, base: State, *, max_bytes: int, bits: int | None = None) -> Change:
+    """`read_change` with every slot decoded, in memory of its own."""
+    return read_change(bytes(data), base, max_bytes=max_bytes, bits=bits).decoded()
 
+
+def read_change(data: bytes | bytearray | memoryview, base: State, *, max_bytes: int, bits: int | None = None) -> Change:
+    """The change in `data`, checked against `base` as hostile input and not yet decoded: its tensors lie in `data` where that is writable.
+
+    Raises CodecError on anything that doesn't fit. `bits`: of the strategy; a change of others is refused.
     `max_bytes` bounds both the message and what slots that `base` lacks take once decoded. Differences, and all floats that came with
     fewer than 32 bits, are finite (a value may stay infinite or NaN where the base is so already); raw values of 32 bits are the user's.
     """
-    message = decode(data, max_bytes=max_bytes)
+    message = decode(data, max_bytes=max_bytes, share=True)
     if type(message) is not dict or set(message) != {"bits", "slots", "removed", "plain"}:
         raise CodecError("not a change")
-    bits, slots, removed, plain = (message[key] for key in ("bits", "slots", "removed", "plain"))
-    if type(bits) is not int or bits not in BITS or type(slots) is not dict or type(removed) is not list:
+    said, slots, removed, plain = (message[key] for key in ("bits", "slots", "removed", "plain"))
+    if type(said) is not int or said not in BITS or type(slots) is not dict or type(removed) is not list:
         raise CodecError("a change's parts are malformed")
+    if bits is not None and said != bits:
+        raise CodecError(f"a change of {said} bits where the strategy has {bits}")
     if plain is not None and not (type(plain) is dict and all(type(name) is str for name in plain)):
         raise CodecError("a change's plain values are malformed")
-    change = Change(plain=plain, removed=_removed(removed, base, bits, slots))
+    change = Change(plain=plain, removed=_removed(removed, base, said, slots))
     new_slots = new_bytes = 0
     for name, entry in slots.items():
         if type(name) is not str or type(entry) is not tuple or len(entry) != 2 or entry[0] not in KINDS:
             raise CodecError("a change's slot is malformed")
         kind, payload = entry
         old = base.tensors.get(name)
-        _known(name, kind, base, bits)
+        _known(name, kind, base, said)
         try:
-            value = _restored(kind, old, payload, bits, change, name)
+            appeared = _read(kind, old, payload, said, change, name)
         except CodecError as error:
             raise CodecError(f"{name}: {error.message}", slot=name) from None
-        if value is not None and (old is None or not _alike(old, value)):
-            new_slots, new_bytes = new_slots + 1, new_bytes + value.numel() * value.element_size()
+        if appeared:
+            new_slots, new_bytes = new_slots + 1, new_bytes + appeared
             if new_slots > MAX_NEW_SLOTS or new_bytes > max_bytes:
                 raise CodecError("a change has more new slots than are allowed")
         change.kinds[name] = kind
@@ -161,64 +177,42 @@ def _removed(removed: list[Any], base: State, bits: int, slots: dict[Any, Any]) 
     return tuple(removed)
 
 
-def _restored(kind: str, old: torch.Tensor | None, payload: Any, bits: int, change: Change, name: str) -> torch.Tensor | None:
-    """Puts the slot into `change`; returns the value, or None when it is a difference."""
+def _read(kind: str, old: torch.Tensor | None, payload: Any, bits: int, change: Change, name: str) -> int:
+    """Puts the slot into `change`; returns how many bytes it takes that the base has no place for, at least 1 for a new slot."""
     import torch
 
-    if old is not None and (form := _form(kind, old, bits)) in (DELTA, BLOCKS, SPARSE):
-        largest = min(float(torch.finfo(old.dtype).max), float(torch.finfo(torch.float32).max))
-        change.deltas[name] = _delta(form, old, payload, bits, largest)
-        return None
+    if old is not None and (form := _form(kind, old.dtype, old.numel(), bits)) in (DELTA, BLOCKS, SPARSE):
+        change.packed[name] = Packed.checked(form, payload, old, bits)
+        return 0
+    value: torch.Tensor | Rounded
     if type(payload) is tuple:
-        value = _widened(payload)
-        if _form(kind, value, bits) != BF16:
-            raise CodecError("not the form that this slot has")
+        value, form = Rounded.checked(payload), BF16
     elif isinstance(payload, torch.Tensor):
-        value = payload
-        if _form(kind, value, bits) != RAW:
-            raise CodecError("not the form that this slot has")
+        value, form = payload, RAW
     else:
         raise CodecError("not a tensor")
-    if old is not None and not _fits(old, value, kind):
+    if _form(kind, value.dtype, value.shape.numel(), bits) != form:
+        raise CodecError("not the form that this slot has")
+    alike = old is not None and (old.shape, old.dtype) == (value.shape, value.dtype)
+    if old is not None and not alike and kind not in RESHAPING:
         raise CodecError(f"{tuple(value.shape)} {value.dtype} where {tuple(old.shape)} {old.dtype} was")
-    if bits != 32 and not _finite(value, old):
+    if bits != 32 and not _finite(value.payload if isinstance(value, Rounded) else value, old if alike else None):
         raise CodecError("values aren't finite")
-    change.values[name] = value
-    return value
+    if isinstance(value, Rounded):
+        change.rounded[name] = value
+    else:
+        change.values[name] = value
+    return 0 if alike else max(1, value.nbytes)
 
 
-def _delta(form: str, old: torch.Tensor, payload: Any, bits: int, largest: float) -> torch.Tensor:
-    import torch
-
-    if form == BLOCKS:
-        return restored(payload, old.numel(), DENSE_BITS[bits], largest=largest).reshape(old.shape)
-    if form == SPARSE:
-        return densify(payload, old.numel(), largest=largest).reshape(old.shape)
-    if not isinstance(payload, torch.Tensor) or payload.dtype != torch.float32 or payload.shape != old.shape:
-        raise CodecError("not a change of this slot's shape")
-    if payload.numel() and not bool((payload.abs() <= largest).all()):  # false for NaN as well
-        raise CodecError("a change isn't finite")
-    return payload
-
-
-def _widened(payload: tuple[Any, ...]) -> torch.Tensor:
-    import torch
-
-    if len(payload) != 2 or not isinstance(payload[0], torch.Tensor) or payload[0].dtype != torch.bfloat16:
-        raise CodecError("not a value in bfloat16")
-    if payload[1] not in ("float32", "float64"):
-        raise CodecError("not a dtype that travels as bfloat16")
-    return payload[0].to(getattr(torch, payload[1]))
-
-
-def _form(kind: str, tensor: torch.Tensor, bits: int) -> str:
-    if bits == 32 or not tensor.dtype.is_floating_point:
+def _form(kind: str, dtype: torch.dtype, numel: int, bits: int) -> str:
+    if bits == 32 or not dtype.is_floating_point:
         return RAW
     if kind == PARAM:
-        if bits == 2 and tensor.numel() > CHUNK:
+        if bits == 2 and numel > CHUNK:
             return SPARSE
-        return BLOCKS if tensor.numel() > BLOCK else DELTA
-    return BF16 if kind == INNER and _dtype_name(tensor) in ("float32", "float64") else RAW
+        return BLOCKS if numel > BLOCK else DELTA
+    return BF16 if kind == INNER and str(dtype) in ("torch.float32", "torch.float64") else RAW
 
 
 def _dtype_name(tensor: torch.Tensor) -> str:
@@ -246,9 +240,18 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _finite(value: torch.Tensor, old: torch.Tensor | None) -> bool:
+    """`old`: the base's value, where it has the same shape."""
     if not (value.dtype.is_floating_point or value.dtype.is_complex):
         return True
-    good = (value if value.element_size() > 1 else value.float()).isfinite()
-    if old is not None and _alike(old, value):  # such as a mask of -inf, or the best loss so far before there is one
-        good = good | ~(old if old.element_size() > 1 else old.float()).isfinite()
-    return bool(good.all())
+    value, old = value.reshape(-1), None if old is None else old.reshape(-1)
+    for at in pieces(value.numel()):
+        good = _isfinite(value[at])
+        if old is not None:  # such as a mask of -inf, or the best loss so far before there is one
+            good = good | ~_isfinite(old[at])
+        if not bool(good.all()):
+            return False
+    return True
+
+
+def _isfinite(values: torch.Tensor) -> torch.Tensor:
+    return (values if values.element_size() > 1 else values.float()).isfinite()

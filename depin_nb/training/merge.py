@@ -1,5 +1,8 @@
 """Changes of one round become the next version of a state. Pure: nothing that comes in is changed in place.
 
+`merging` streams: contributions are read one at a time, slots piece by piece, and the next version is computed while it is taken (written
+to a file, say). So memory holds one sum of the state's size, whatever the workers' number.
+
 With base w, contributions i of n_i samples (n = their sum) and changes d_i (zero for a slot that a contribution leaves alone):
 - parameters: `v' = momentum * v + sum(n_i / n * d_i)`, `w' = w + outer_lr * v'`. Momentum 0 and rate 1 are plain averaging
   (FedAvg, arXiv:1602.05629); others are DiLoCo's outer SGD (arXiv:2311.08105) with heavy-ball momentum, as the change, not its negative.
@@ -15,14 +18,16 @@ those of the last contribution in loop order, a rank that took part in the last 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from depin_nb.core.codec import Promised
 from depin_nb.core.lease import StrategyConfig
 from depin_nb.core.state import BUFFER, COUNTER, INNER, PARAM, STEP, State
 
 from .compress import Change
+from .packed import DELTA, Packed, Rounded, pieces
 
 if TYPE_CHECKING:
     import torch
@@ -30,12 +35,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Contribution:
-    """A worker's accepted lease: its weight in samples (at least 1 is counted), its last iteration, and its decoded change."""
+    """A worker's accepted lease: its weight in samples (at least 1 is counted), its last iteration, and its change or what reads it."""
 
     worker_id: str
     samples: int
     last_index: int
-    change: Change
+    change: Change | Callable[[], Change]
+
+    def read(self) -> Change:
+        return self.change if isinstance(self.change, Change) else self.change()
 
 
 @dataclass(frozen=True)
@@ -45,148 +53,271 @@ class OuterState:
     momentum: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Following:
+    """The next version and outer state. `tensors`: those that are there, and `Promised` ones, which are computed when they are taken."""
+
+    tensors: dict[str, torch.Tensor | Promised]
+    kinds: dict[str, str]
+    plain: dict[str, Any]
+    outer: OuterState
+
+    def to_parts(self) -> Iterator[bytes | memoryview]:
+        """The bytes of the next version in pieces, as `State.to_parts`."""
+        tensors: dict[str, Any] = self.tensors
+        return State(tensors, self.kinds, self.plain).to_parts()
+
+    def state(self) -> State:
+        """It in memory. Tensors that didn't change are shared with the version before."""
+        return State({name: _made(t) if isinstance(t, Promised) else t for name, t in self.tensors.items()}, self.kinds, self.plain)
+
+
+def nothing(nbytes: int) -> None:
+    """The `touched` of a merge whose tensors lie in plain memory."""
+
+
 def merge(
     base: State, contributions: Sequence[Contribution], config: StrategyConfig, outer: OuterState | None = None
 ) -> tuple[State, OuterState]:
-    """The next version and outer state. The result doesn't depend on the order of `contributions`; without any it is `base`.
-
-    Tensors that didn't change are shared with `base`. Raises ValueError for several contributions to a solo run.
-    """
-    outer = outer or OuterState()
+    """The next version and outer state, in memory. Without contributions it is `base`. As `merging` otherwise."""
     if not contributions:
-        return base, outer
+        return base, outer or OuterState()
+    following = merging(base, contributions, config, outer or OuterState())
+    return following.state(), following.outer
+
+
+def merging(
+    base: State,
+    contributions: Sequence[Contribution],
+    config: StrategyConfig,
+    outer: OuterState,
+    touched: Callable[[int], None] = nothing,
+) -> Following:
+    """What the version after `base` is made of; the result doesn't depend on the order of `contributions`.
+
+    `touched` is told of bytes of base, changes and velocity that were read, so that a caller whose tensors lie in files can let go of them.
+    Raises ValueError for several contributions to a solo run, and for none.
+    """
     ordered = sorted(contributions, key=lambda c: (c.last_index, c.worker_id))
     if len(ordered) == 1 and (config.solo or config.name == "sync" or (config.outer_lr == 1 and not config.outer_momentum)):
-        return _take(base, ordered[0].change), outer
-    if config.solo:
+        return _take(base, ordered[0].read(), outer)
+    if config.solo or not ordered:
         raise ValueError("a solo run's leases merge one by one")
-    sums = Accumulator(base, config, total=sum(_weight(c) for c in ordered))
+    sums = Accumulator(base, config, total=sum(_weight(c) for c in ordered), touched=touched)
     for contribution in ordered:
         sums.add(contribution)
     return sums.finish(outer)
 
 
 class Accumulator:
-    """Sums contributions one at a time, so that memory holds one sum of the state's size and one change, whatever the workers' number.
+    """Sums contributions one at a time. `total`: the samples of all that will be added; `touched`: see `merging`.
 
-    `total`: the samples of all that will be added. `add` them in loop order (ascending `last_index`), then call `finish` once.
+    `add` them in loop order (ascending `last_index`), then call `finish` once.
     """
 
-    def __init__(self, base: State, config: StrategyConfig, *, total: int) -> None:
-        self._base, self._config, self._total = base, config, total
-        self._sums: dict[str, torch.Tensor] = {}
+    def __init__(self, base: State, config: StrategyConfig, *, total: int, touched: Callable[[int], None] = nothing) -> None:
+        self._base, self._config, self._total, self._touched = base, config, total, touched
+        self._sums: dict[str, torch.Tensor] = {}  # one-dimensional
         self._sent: dict[str, int] = {}  # slot -> samples of those that sent it
-        self._latest: dict[str, torch.Tensor] = {}  # slots that aren't sums: the newest value wins
+        self._latest: dict[str, torch.Tensor | Rounded | Packed] = {}  # slots that aren't sums: the newest value wins
         self._kinds: dict[str, str] = {}
-        self._dtypes: dict[str, torch.dtype] = {}
+        self._known: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
         self._plain = base.plain
         self._added, self._last_index = 0, -1
 
     def add(self, contribution: Contribution) -> None:
         """Adds one contribution; keeps none of its tensors but those that are taken as they are. ValueError when out of loop order."""
-        change, samples = contribution.change, _weight(contribution)
+        samples = _weight(contribution)
         if contribution.last_index < self._last_index:
             raise ValueError("contributions are added in loop order")
         self._added, self._last_index = self._added + samples, contribution.last_index
+        change = contribution.read()
         if change.plain is not None:
             self._plain = change.plain
         if self._config.name == "sync":
             # A slot that the last replica left alone is as the base has it, whatever the others say.
             self._latest = {n: t for n, t in self._latest.items() if self._kinds[n] not in (PARAM, INNER)}
-        for name, value in (*change.values.items(), *change.deltas.items()):
+        for name, value in _slots(change):
             kind = change.kinds[name]
-            if kind in (PARAM, BUFFER, COUNTER, INNER, STEP):
+            if kind in (PARAM, BUFFER, COUNTER, INNER, STEP) and self._fits(name, value):
                 self._kinds[name] = kind
-                self._add_slot(name, kind, value, samples, is_delta=name in change.deltas)
+                self._add_slot(name, kind, value, samples)
 
-    def _add_slot(self, name: str, kind: str, value: torch.Tensor, samples: int, *, is_delta: bool) -> None:
+    def _fits(self, name: str, value: torch.Tensor | Rounded | Packed) -> bool:
+        """Whether it has the slot's shape and dtype: where two workers made a new one in different ones, the first in loop order stays."""
+        old = self._base.tensors.get(name)
+        if old is not None:
+            self._known[name] = (tuple(old.shape), old.dtype)
+            return tuple(value.shape) == self._known[name][0]
+        assert not isinstance(value, Packed), "what has no base has no difference from it"
+        return self._known.setdefault(name, (tuple(value.shape), value.dtype)) == (tuple(value.shape), value.dtype)
+
+    def _add_slot(self, name: str, kind: str, value: torch.Tensor | Rounded | Packed, samples: int) -> None:
         import torch
 
-        old = self._base.tensors.get(name)
-        known = old if old is not None else self._sums.get(name, self._latest.get(name))
-        if known is not None and known.shape != value.shape:
-            return  # two workers made a new slot in different shapes: the first in loop order stays
-        if kind == COUNTER and old is not None and not _is_float(old) and old.dtype != torch.bool:
-            change = value.to(torch.int64) - old.to(torch.int64)
+        old, dtype = self._base.tensors.get(name), self._known[name][1]
+        if kind == COUNTER and isinstance(value, torch.Tensor) and old is not None and not _is_float(dtype) and dtype != torch.bool:
+            change = (value.to(torch.int64) - old.to(torch.int64)).reshape(-1)
             self._sums[name] = self._sums[name] + change if name in self._sums else change
-        elif kind == STEP:
+        elif kind == STEP and isinstance(value, torch.Tensor):
             before = self._latest.get(name)
-            self._latest[name] = value if before is None or before.dtype != value.dtype else torch.maximum(before, value)
-        elif not _is_float(value) or (self._config.name == "sync" and kind in (PARAM, INNER)):
-            self._latest[name] = value if not is_delta or old is None else (old.to(_wide(old)) + value).to(old.dtype)
+            self._latest[name] = torch.maximum(before, value) if isinstance(before, torch.Tensor) else value
+        elif not _is_float(dtype) or (self._config.name == "sync" and kind in (PARAM, INNER)):
+            self._latest[name] = value
         else:
-            self._dtypes.setdefault(name, value.dtype if old is None else old.dtype)
-            wide = _wide(value if old is None else old)
-            part = value.to(wide)
-            if kind == PARAM and not is_delta and old is not None:
-                part = part - old.to(wide)
-            if name not in self._sums:
-                self._sums[name] = torch.zeros_like(part)
-            self._sums[name].add_(part, alpha=samples / self._total)
-            self._sent[name] = self._sent.get(name, 0) + samples
+            self._add_floats(name, value, old if kind == PARAM else None, samples)
 
-    def finish(self, outer: OuterState) -> tuple[State, OuterState]:
+    def _add_floats(self, name: str, value: torch.Tensor | Rounded | Packed, old: torch.Tensor | None, samples: int) -> None:
+        """Adds the value, less `old` where it is given, at its weight."""
+        shape, dtype = self._known[name]
+        total = self._sums.get(name)
+        if total is None:
+            total = self._sums[name] = _zeros(shape, _wide(dtype))
+        weight = samples / self._total
+        self._sent[name] = self._sent.get(name, 0) + samples
+        if isinstance(value, Packed):
+            value.add_to(total, weight)
+            self._touched(value.numel)
+            return
+        flat, before = _flat(value), None if old is None else old.reshape(-1)
+        for at in pieces(total.numel()):
+            part = flat[at].to(total.dtype)
+            if before is not None:
+                part = part - before[at].to(total.dtype)
+            total[at].add_(part, alpha=weight)
+            self._touched(2 * part.numel() * part.element_size())
+
+    def finish(self, outer: OuterState) -> Following:
         """The next version and outer state. ValueError when the samples added aren't `total`."""
         if self._added != self._total:
             raise ValueError(f"{self._added} samples were added where {self._total} were announced")
         momentum = dict(outer.momentum)
-        tensors, kinds = dict(self._base.tensors), {**self._base.kinds, **self._kinds}
-        tensors.update(self._latest)
+        tensors: dict[str, torch.Tensor | Promised] = dict(self._base.tensors)
+        kinds = {**self._base.kinds, **self._kinds}
+        for name, value in self._latest.items():
+            tensors[name] = _new(self._base.tensors.get(name), value)
         for name in [*self._sums, *self._coasting(outer)]:
             old, kind = self._base.tensors.get(name), kinds[name]
-            if kind == COUNTER and old is not None and not _is_float(old):
-                tensors[name] = (old.to(self._sums[name].dtype) + self._sums[name]).to(old.dtype)
+            if kind == COUNTER and old is not None and not _is_float(old.dtype):
+                total = self._sums[name].reshape(old.shape)
+                tensors[name] = (old.to(total.dtype) + total).to(old.dtype)
             elif kind == PARAM and old is not None:
                 tensors[name] = self._outer_step(name, old, momentum)
             else:
-                tensors[name] = self._mean(name, kind, old).to(self._dtypes[name])
+                tensors[name] = self._mean(name, kind, old)
         kinds = {name: kinds[name] for name in tensors}
-        return State(tensors, kinds, self._plain), OuterState(momentum)
+        return Following(tensors, kinds, self._plain, OuterState(momentum))
 
     def _coasting(self, outer: OuterState) -> list[str]:
         """Parameters that nobody changed but that have velocity."""
         if not self._config.outer_momentum or self._config.name == "sync":
             return []
-        return [name for name in outer.momentum if name in self._base.tensors and name not in self._sums]
+        kinds, fits = self._base.kinds, self._base.tensors
+        return [n for n, v in outer.momentum.items() if kinds.get(n) == PARAM and n not in self._sums and v.shape == fits[n].shape]
 
-    def _outer_step(self, name: str, old: torch.Tensor, momentum: dict[str, torch.Tensor]) -> torch.Tensor:
-        step = self._sums.get(name)
+    def _outer_step(self, name: str, old: torch.Tensor, momentum: dict[str, torch.Tensor]) -> Promised:
+        step, rate = self._sums.get(name), self._config.outer_lr
+        if step is None:
+            step = _zeros(old.shape, _wide(old.dtype))
         if self._config.outer_momentum:
             if (velocity := momentum.get(name)) is not None and velocity.shape == old.shape:
-                carried = velocity * self._config.outer_momentum
-                step = carried if step is None else carried + step
-            if step is not None:
-                momentum[name] = step
-        return old if step is None else (old.to(_wide(old)) + self._config.outer_lr * step).to(old.dtype)
+                before = velocity.reshape(-1)
+                for at in pieces(step.numel()):
+                    step[at].add_(before[at], alpha=self._config.outer_momentum)
+                    self._touched(step[at].numel() * step.element_size())
+            momentum[name] = step.reshape(old.shape)
+        flat = old.reshape(-1)
 
-    def _mean(self, name: str, kind: str, old: torch.Tensor | None) -> torch.Tensor:
-        total, sent = self._sums[name], self._sent[name]
-        if sent == self._total:
-            return total
-        if kind == INNER or old is None:
-            return total * (self._total / sent)
-        return total + old.to(total.dtype) * ((self._total - sent) / self._total)
+        def make() -> Iterator[torch.Tensor]:
+            for at in pieces(step.numel()):
+                yield (flat[at].to(step.dtype) + rate * step[at]).to(flat.dtype)
+
+        return Promised(old.dtype, tuple(old.shape), make)
+
+    def _mean(self, name: str, kind: str, old: torch.Tensor | None) -> Promised:
+        total, share = self._sums[name], self._sent[name] / self._total
+        shape, dtype = self._known[name]
+        before = None if old is None or kind == INNER or share == 1 else old.reshape(-1)
+
+        def make() -> Iterator[torch.Tensor]:
+            for at in pieces(total.numel()):
+                if before is not None:
+                    yield (total[at] + before[at].to(total.dtype) * (1 - share)).to(dtype)
+                else:
+                    yield (total[at] if share == 1 else total[at] / share).to(dtype)
+
+        return Promised(dtype, shape, make)
 
 
-def _take(base: State, change: Change) -> State:
-    tensors, kinds = {**base.tensors, **change.values}, {**base.kinds, **change.kinds}
-    for name, delta in change.deltas.items():
-        old = base.tensors[name]
-        tensors[name] = (old.to(_wide(old)) + delta).to(old.dtype)
+def _take(base: State, change: Change, outer: OuterState) -> Following:
+    tensors: dict[str, torch.Tensor | Promised] = {**base.tensors}
+    for name, value in _slots(change):
+        tensors[name] = _new(base.tensors.get(name), value)
+    kinds = {**base.kinds, **change.kinds}
     for name in change.removed:
         del tensors[name], kinds[name]  # decoding made sure that the base has it
-    return State(tensors, kinds, base.plain if change.plain is None else change.plain)
+    return Following(tensors, kinds, base.plain if change.plain is None else change.plain, outer)
+
+
+def _slots(change: Change) -> Iterator[tuple[str, torch.Tensor | Rounded | Packed]]:
+    yield from change.values.items()
+    yield from change.rounded.items()
+    yield from change.packed.items()
+    for name, delta in change.deltas.items():
+        yield name, Packed(DELTA, delta, tuple(delta.shape), delta.numel(), 0)
+
+
+def _new(old: torch.Tensor | None, value: torch.Tensor | Rounded | Packed) -> torch.Tensor | Promised:
+    """A contribution's value as the next version's."""
+    if isinstance(value, Rounded):
+        rounded = value
+        return Promised(
+            value.dtype, tuple(value.shape), lambda: (_flat(rounded)[at].to(rounded.dtype) for at in pieces(rounded.payload.numel()))
+        )
+    if not isinstance(value, Packed):
+        return value
+    assert old is not None, "what has no base has no difference from it"
+    flat, packed = old.reshape(-1), value
+
+    def make() -> Iterator[torch.Tensor]:
+        moved = flat.to(_wide(flat.dtype), copy=True)
+        packed.add_to(moved, 1.0)
+        for at in pieces(packed.numel):
+            yield moved[at].to(flat.dtype)
+
+    return Promised(old.dtype, tuple(old.shape), make)
+
+
+def _made(promised: Promised) -> torch.Tensor:
+    import torch
+
+    made = torch.empty(promised.shape, dtype=promised.dtype)
+    flat, at = made.reshape(-1), 0
+    for piece in promised.make():
+        flat[at : at + piece.numel()] = piece
+        at += piece.numel()
+    return made
 
 
 def _weight(contribution: Contribution) -> int:
     return max(1, contribution.samples)
 
 
-def _is_float(tensor: torch.Tensor) -> bool:
-    return tensor.dtype.is_floating_point or tensor.dtype.is_complex
+def _flat(value: torch.Tensor | Rounded) -> torch.Tensor:
+    return (value.payload if isinstance(value, Rounded) else value).reshape(-1)
 
 
-def _wide(tensor: torch.Tensor) -> torch.dtype:
+def _zeros(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     import torch
 
-    return tensor.dtype if tensor.dtype in (torch.float64, torch.complex64, torch.complex128) else torch.float32
+    return torch.zeros(tuple(shape), dtype=dtype).reshape(-1)
+
+
+def _is_float(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or dtype.is_complex
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    import torch
+
+    return dtype if dtype in (torch.float64, torch.complex64, torch.complex128) else torch.float32

@@ -56,9 +56,9 @@ def sparsify(flat: torch.Tensor) -> tuple[tuple[int, int, torch.Tensor, torch.Te
     return (at.numel(), low_bits, torch.from_numpy(positions), values, magnitudes), restored
 
 
-def densify(payload: Any, numel: int, *, largest: float) -> torch.Tensor:
-    """The 1-d float32 tensor of `numel` values, zero where none was kept. Raises CodecError unless the payload is `sparsify`'s, sizes
-    fit, positions increase within `numel`, and every value is finite and at most `largest`."""
+def check(payload: Any, numel: int, *, largest: float) -> None:
+    """Raises CodecError unless the payload is `sparsify`'s of `numel` values, sizes fit, positions increase within `numel`, and every value
+    is finite and at most `largest`."""
     import torch
 
     if type(payload) is not tuple or len(payload) != 5 or not all(isinstance(part, torch.Tensor) for part in payload[2:]):
@@ -75,10 +75,26 @@ def densify(payload: Any, numel: int, *, largest: float) -> torch.Tensor:
     wide = magnitudes.float()
     if numel and not bool(((wide >= 0) & (wide <= largest)).all()):  # false for NaN as well
         raise CodecError("a sparse change isn't finite")
-    at = torch.from_numpy(decode_positions(positions.numpy(), low_bits, count, numel))
+    decode_positions(positions.numpy(), low_bits, count, numel)
+
+
+def add(total: torch.Tensor, payload: tuple[Any, ...], weight: float) -> None:
+    """Adds `weight` times the values that the checked payload keeps to `total` (1-d float32)."""
+    import torch
+
+    count, low_bits, positions, values, magnitudes = payload
+    at = torch.from_numpy(decode_positions(positions.numpy(), low_bits, count, total.numel()))
     bits = torch.from_numpy(np.unpackbits(values.numpy(), count=2 * count).view(np.bool_))
+    total.index_add_(0, at, _levels(at, bits[count:], bits[:count], magnitudes.float()), alpha=weight)
+
+
+def densify(payload: Any, numel: int, *, largest: float) -> torch.Tensor:
+    """The 1-d float32 tensor of `numel` values, zero where none was kept. Raises CodecError as `check` does."""
+    import torch
+
+    check(payload, numel, largest=largest)
     dense = torch.zeros(numel)
-    dense[at] = _levels(at, bits[count:], bits[:count], wide)
+    add(dense, payload, 1.0)
     return dense
 
 

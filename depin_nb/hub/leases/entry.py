@@ -19,7 +19,7 @@ from depin_nb.training.lifecycle import LeaseState, Trigger, advance
 
 if TYPE_CHECKING:
     from depin_nb.hub.leases.gang import GangCall
-    from depin_nb.training.compress import Change
+    from depin_nb.hub.versions.spool import Held
 
 OUT = (LeaseState.LEASED, LeaseState.SUBMITTED)
 MAX_ANSWER_BYTES = 32 << 20  # of logs in one depin_results answer; a single lease may exceed it
@@ -43,7 +43,7 @@ class LeaseRecord:
     begun_s: float | None = None
     state: LeaseState = LeaseState.OPEN
     report: Report | None = None
-    change: Change | None = None
+    change: Held | None = None
     reason: str = ""
     twin: LeaseRecord | None = None
     spare: bool = False

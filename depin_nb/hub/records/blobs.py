@@ -16,18 +16,22 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 KEEP_UNUSED_S = 7 * 86400.0
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """`path` holds all of `data` or what it held before, also when the machine stops in between. Raises DiskFull, or OSError."""
+def write_atomic(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None:
+    """`path` holds all of `data` (or of its pieces) or what it held before, also when the machine stops in between.
+
+    Raises DiskFull, or OSError.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            for part in (data,) if isinstance(data, bytes) else data:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if is_full(error, path):
+        if isinstance(error, OSError) and is_full(error, path):
             raise disk_full(path) from error
         raise
     folder = os.open(path.parent, os.O_RDONLY)

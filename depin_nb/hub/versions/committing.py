@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from depin_nb.core.amount import Amount
@@ -19,11 +20,14 @@ from depin_nb.hub.records.replays import Written
 from depin_nb.hub.records.rows import spans_of
 from depin_nb.hub.run import Run
 from depin_nb.hub.trouble import explained
+from depin_nb.hub.versions.mapped import Relief
+from depin_nb.hub.versions.spool import Held
 from depin_nb.ledger.receipt import Receipt
 from depin_nb.metering.bytime import flops_of_time
 from depin_nb.metering.meter import lease_cost
+from depin_nb.training.compress import Change, read_change
 from depin_nb.training.lifecycle import Trigger, advance
-from depin_nb.training.merge import Contribution, OuterState, merge
+from depin_nb.training.merge import Contribution, OuterState, merging
 
 if TYPE_CHECKING:
     from depin_nb.hub.coordinator import Coordinator
@@ -34,11 +38,10 @@ KEPT_VERSIONS = 3
 
 @dataclass(frozen=True)
 class Merged:
-    """What the executor made of a round: the new state as it is in memory and as bytes in its file."""
+    """What the executor made of a round: the new state, as it lies in its file."""
 
     state: State
     outer: OuterState
-    nbytes: int
     logs: Written | None = None  # None when the run can't be resumed any more
 
 
@@ -132,13 +135,16 @@ class Commits:
         version = run.version
         if kept:
             version += 1
-            contributions = [
-                Contribution(r.member.worker_id, self._samples(r), r.last_index, r.change) for r in kept if r.change is not None
-            ]
-            base, outer, config = run.weights, run.outer or OuterState(), entry.spec.strategy
+            base, limit, relief = run.weights, hub.change_limit(run), Relief()
             assert base is not None
+            contributions = [
+                Contribution(r.member.worker_id, self._samples(r), r.last_index, partial(self._read, r.change, base, limit, relief))
+                for r in kept
+                if r.change is not None
+            ]
+            outer, config = run.outer or OuterState(), entry.spec.strategy
             assert rnd.base_version == run.version, "a round merges into the version that it began from"
-            merged = await loop.run_in_executor(hub.executor, self._merge, run.run_id, version, base, contributions, config, outer)
+            merged = await hub.in_executor(self._merge, run.run_id, version, base, contributions, config, outer, relief)
             if run.keeps:
                 results = results_of(kept, rnd.kind == "gang", version)
                 units = [u for r in kept for u in r.lease.units]
@@ -159,14 +165,40 @@ class Commits:
             await hub.resuming.keep(run, merged.logs.nbytes if merged.logs is not None else 0)
             hub.checkpoints.merged(run)
 
+    @staticmethod
+    def _read(held: Held, base: State, max_bytes: int, relief: Relief) -> Change:
+        """What was checked when it came."""
+        view, mapped = held.open()
+        relief.add(mapped)
+        return read_change(view, base, max_bytes=max_bytes)
+
     def _merge(
-        self, run_id: str, version: int, base: State, contributions: list[Contribution], config: StrategyConfig, outer: OuterState
+        self,
+        run_id: str,
+        version: int,
+        base: State,
+        contributions: list[Contribution],
+        config: StrategyConfig,
+        outer: OuterState,
+        relief: Relief,
     ) -> Merged:
-        state, outer = merge(base, contributions, config, outer)
-        data = state.to_bytes()
-        self._hub.states.write(run_id, version, data)
-        self._hub.states.write_outer(run_id, version, outer)
-        return Merged(state, outer, len(data))
+        """Reads one change at a time, and writes the new version while it is computed: beside the sums, little is in memory at once."""
+        states = self._hub.states
+        for part in (base, outer):
+            relief.add(getattr(part, "mapped", None))
+        following = merging(base, contributions, config, outer, relief)
+
+        def parts() -> Iterator[bytes | memoryview]:
+            for part in following.to_parts():
+                yield part
+                relief(len(part))
+
+        states.write(run_id, version, parts())
+        if not following.outer.momentum:
+            return Merged(states.open(run_id, version), OuterState())
+        states.write_outer(run_id, version, following.outer.momentum)
+        relief.now()
+        return Merged(states.open(run_id, version), states.read_outer(run_id, version) or following.outer)
 
     def _keep(self, run_id: str, version: int, results: Sequence[Result], units: Sequence[Unit]) -> Written:
         """The merge's logs on disk, for a resume: whole before the transaction names them."""

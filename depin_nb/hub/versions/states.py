@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from depin_nb.core.codec import decode, encode
+from depin_nb.core.codec import decode, encode_parts
 from depin_nb.core.errors import CodecError, HubError
+from depin_nb.core.state import ALIGN_BYTES, State
 from depin_nb.hub.records.blobs import write_atomic
 from depin_nb.training.merge import OuterState
 
+from .mapped import Mapped
+
+if TYPE_CHECKING:
+    import torch
+
+MAPPED_FROM_BYTES = 1 << 20  # smaller files are read
 OUTER_VERSIONS = 3  # one that is being committed, and the one before it
 _RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -22,12 +32,26 @@ def checked_run_id(run_id: str) -> str:
     return run_id
 
 
+@dataclass
+class FileState(State):
+    """A state that lies in its file. `mapped`: what to release; None where the file was small and is read."""
+
+    mapped: Mapped | None = None
+
+
+@dataclass(frozen=True)
+class FileOuter(OuterState):
+    """A velocity that lies in its file, as `FileState`."""
+
+    mapped: Mapped | None = None
+
+
 class StateFiles:
     """`folder`/<run>/v<version>.state, codec `State` bytes. `relative` names in the journal, so that a state folder can be moved."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, mapped_from_bytes: int = MAPPED_FROM_BYTES) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.folder = folder
+        self.folder, self._mapped_from_bytes = folder, mapped_from_bytes
 
     def path(self, run_id: str, version: int) -> Path:
         return self.folder / checked_run_id(run_id) / f"v{version:06d}.state"
@@ -36,7 +60,8 @@ class StateFiles:
         """The file as the journal names it: relative to the folder that holds journal and states."""
         return str(self.path(run_id, version).relative_to(self.folder.parent))
 
-    def write(self, run_id: str, version: int, data: bytes) -> None:
+    def write(self, run_id: str, version: int, data: bytes | Iterable[bytes | memoryview]) -> None:
+        """The version's bytes, or their pieces, which may be made while they are written."""
         path = self.path(run_id, version)
         path.parent.mkdir(exist_ok=True, mode=0o700)
         write_atomic(path, data)
@@ -48,6 +73,24 @@ class StateFiles:
         except FileNotFoundError:
             raise HubError(f"version {version} of {run_id} isn't kept any more") from None
 
+    def open(self, run_id: str, version: int) -> FileState:
+        """The version, in its file where that is large. Raises HubError when it isn't kept, CodecError when it is no state."""
+        try:
+            view, mapped = self._opened(self.path(run_id, version))
+        except FileNotFoundError:
+            raise HubError(f"version {version} of {run_id} isn't kept any more") from None
+        state = State.from_bytes(view, share=True)
+        return FileState(state.tensors, state.kinds, state.plain, mapped)
+
+    def _opened(self, path: Path) -> tuple[memoryview, Mapped | None]:
+        """A file's bytes as writable memory, mapped where it is large."""
+        with path.open("rb") as file:
+            nbytes = os.fstat(file.fileno()).st_size
+            if nbytes < self._mapped_from_bytes:
+                return memoryview(bytearray(file.read())), None
+            mapped = Mapped(file.fileno(), nbytes)
+            return mapped.view, mapped
+
     def size(self, run_id: str, version: int) -> int:
         """Bytes of that version's file, 0 when it isn't kept."""
         path = self.path(run_id, version)
@@ -57,15 +100,16 @@ class StateFiles:
         """Bytes of all versions that are kept of a run."""
         return sum(path.stat().st_size for path in self.path(run_id, 0).parent.glob("*.state"))
 
-    def write_outer(self, run_id: str, version: int, outer: OuterState) -> None:
+    def write_outer(self, run_id: str, version: int, momentum: dict[str, torch.Tensor]) -> None:
         """The outer optimizer's velocity beside the version that it led to; nothing where there is none."""
-        if outer.momentum:
-            write_atomic(self.path(run_id, version).with_suffix(".outer"), encode(outer.momentum))
+        if momentum:
+            write_atomic(self.path(run_id, version).with_suffix(".outer"), encode_parts(momentum, align=ALIGN_BYTES))
 
     def read_outer(self, run_id: str, version: int) -> OuterState | None:
-        """That velocity, None where none is kept."""
+        """That velocity, in its file where that is large; None where none is kept."""
         try:
-            return OuterState(decode(self.path(run_id, version).with_suffix(".outer").read_bytes()))
+            view, mapped = self._opened(self.path(run_id, version).with_suffix(".outer"))
+            return FileOuter(decode(view, share=True), mapped)
         except (FileNotFoundError, CodecError):
             return None
 

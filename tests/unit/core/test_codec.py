@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from depin_nb.core.codec import MAGIC, TORCH_DTYPES, can_encode, decode, encode
+from depin_nb.core.codec import MAGIC, TORCH_DTYPES, Promised, can_encode, decode, encode, encode_parts
 from depin_nb.core.errors import CodecError
 from depin_nb.core.state import PARAM, State
 
@@ -123,3 +123,39 @@ def test_a_state_and_what_is_not_one():
     for change in ({"kinds": {}}, {"kinds": {"m/w": "gold"}}, {"tensors": {"m/w": 1}}, {"plain": []}, {"more": 1}):
         with pytest.raises(CodecError):
             State.from_bytes(encode({**whole, **change}))
+
+
+def test_pieces_are_aligned_and_shared():
+    value = {"a": torch.arange(3, dtype=torch.int8), "b": torch.randn(5), "c": torch.zeros(0), "d": torch.randn(2, 2, dtype=torch.float64)}
+    data = bytearray(b"".join(encode_parts(value, align=64)))
+    apart, shared = decode(data), decode(data, share=True)
+    start = torch.frombuffer(data, dtype=torch.uint8).data_ptr()
+    for name, tensor in value.items():
+        assert torch.equal(shared[name], tensor)
+        if tensor.numel():
+            assert (shared[name].data_ptr() - start) % 64 == 0
+            assert 0 < shared[name].data_ptr() - start < len(data)
+    data[-1] ^= 1
+    assert not torch.equal(shared["d"], value["d"])
+    assert torch.equal(apart["d"], value["d"])
+    # not aligned, or not writable: memory of its own
+    odd = bytearray(encode({"a": torch.ones(3, dtype=torch.int8), "b": torch.randn(5)}))
+    assert torch.equal(decode(odd, share=True)["b"], decode(bytes(odd), share=True)["b"])
+
+
+def test_a_promised_tensor_is_made_while_its_bytes_are_taken():
+    whole, made = torch.arange(10.0), []
+
+    def pieces():
+        for at in (slice(0, 4), slice(4, 10)):
+            made.append(at)
+            yield whole[at]
+
+    parts = encode_parts({"t": Promised(torch.float32, (5, 2), pieces)})
+    header = next(parts)
+    assert made == []
+    assert header + b"".join(parts) == encode({"t": whole.reshape(5, 2)})
+    assert len(made) == 2
+    for wrong in (Promised(torch.float32, (5, 3), pieces), Promised(torch.float32, (3,), pieces), Promised(torch.int32, (5, 2), pieces)):
+        with pytest.raises(CodecError, match="promised"):
+            list(encode_parts(wrong))

@@ -179,6 +179,14 @@ def test_inner_state_travels_as_values_and_only_when_asked_for() -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
+def test_zeros_are_restored_as_the_same_zeros(bits: int) -> None:
+    """What the sender takes as sent is bit for bit what is decoded, the sign of a zero included."""
+    flat = torch.tensor([-1e-9, 1e-9, -1.0, 1.0] * 100)
+    packed, scales, sent = quantize(flat, bits)
+    assert same_bits(dequantize(packed, scales, 400, bits, largest=1e9), sent)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
 def test_error_feedback_makes_up_for_what_was_lost(bits: int) -> None:
     base = State({"w": torch.zeros(1000)}, {"w": "param"}, {})
     step = torch.randn(1000, generator=torch.Generator().manual_seed(3))

@@ -103,6 +103,11 @@ def test_a_new_slot_in_another_shape_is_left_out() -> None:
     assert merged(State(), sent("a", 1, 0, "step", torch.ones(2)), sent("b", 1, 1, "step", torch.zeros(3))).tolist() == [1.0, 1.0]
 
 
+def test_a_new_slot_of_another_dtype_is_left_out() -> None:
+    got = merged(State(), sent("a", 1, 0, "inner", torch.ones(2)), sent("b", 1, 1, "inner", torch.ones(2, dtype=torch.complex64)))
+    assert (got.tolist(), got.dtype) == ([1.0, 1.0], torch.float32)
+
+
 def test_steps_take_the_maximum() -> None:
     base = one("step", torch.tensor(5.0))
     got = merged(

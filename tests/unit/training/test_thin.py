@@ -13,7 +13,7 @@ from depin_nb.core.errors import CodecError
 from depin_nb.core.state import State
 from depin_nb.training.compress import decode_change, encode_change
 from depin_nb.training.quantize import quantize
-from depin_nb.training.thin import restored, thinned
+from depin_nb.training.thin import add, restored, thinned
 
 MAX = 1 << 24
 torch.set_num_threads(1)
@@ -27,6 +27,11 @@ def test_leaving_zeros_out_loses_nothing(numel: int, bits: int, share: float, se
     packed, scales, expected = quantize(flat, bits)
     payload = thinned(packed, scales, bits)
     assert torch.equal(restored(payload, numel, bits, largest=1e9), expected)
+    total, again = torch.ones(numel), torch.ones(numel)
+    add(total, payload, bits, 0.25)
+    add(again, (packed, scales), bits, 0.25)
+    torch.testing.assert_close(total, 1 + 0.25 * expected, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(again, total, rtol=1e-6, atol=1e-7)
     size = sum(part.numel() for i, part in enumerate(payload) if isinstance(part, torch.Tensor) and i != 1)
     assert size <= packed.numel()
     if share < 0.1:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .codec import decode, encode
 from .errors import CodecError
+from .parts import Buffer
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,7 @@ class State:
         return encode({"tensors": self.tensors, "kinds": self.kinds, "plain": self.plain})
 
     @classmethod
-    def from_bytes(cls, data: bytes, *, max_bytes: int | None = None) -> State:
+    def from_bytes(cls, data: Buffer, *, max_bytes: int | None = None) -> State:
         """Raises CodecError unless the bytes hold a well-formed state."""
         import torch
 

@@ -89,6 +89,8 @@ class Hub:
             executor=executor,
             books=books,
         )
+        if world.plan.part_bytes:
+            self.coordinator.transfers.whole_bytes = world.plan.part_bytes
         self.coordinator.new_run_id = world.new_run_id  # type: ignore[method-assign]
         self.plugin = CoordinatorPlugin(self.coordinator)
 

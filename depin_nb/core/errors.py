@@ -157,6 +157,12 @@ class RunFolderError(HubError):
     default_hint = "`depin runs export RUN` on the hub that has the run makes a folder anew."
 
 
+class TransferGone(HubError):
+    """What a hub announced isn't there any more. Fields: digest."""
+
+    default_hint = "It is asked for anew; if it happens again, the hub's log says why."
+
+
 class WorkerError(HubError):
     """A worker could not be started or stopped. Fields: worker."""
 

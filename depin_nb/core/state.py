@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .codec import decode, encode_parts
 from .errors import CodecError
+from .parts import Buffer
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +46,7 @@ class State:
         return encode_parts({"tensors": self.tensors, "kinds": self.kinds, "plain": self.plain}, align=ALIGN_BYTES)
 
     @classmethod
-    def from_bytes(cls, data: bytes | bytearray | memoryview, *, max_bytes: int | None = None, share: bool = False) -> State:
+    def from_bytes(cls, data: Buffer, *, max_bytes: int | None = None, share: bool = False) -> State:
         """Raises CodecError unless the bytes hold a well-formed state. `share`: its tensors lie in `data` where that is writable."""
         import torch
 

@@ -34,6 +34,7 @@ class Device:
     up_mbit_s: float = 0.0  # its link to the hub, as it measured it when it joined; 0 = not known
     down_mbit_s: float = 0.0
     latency_ms: float = 0.0
+    moving: str = ""  # for people, while a long transfer is under way: "fetching 12 of 40 MB"
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from depin_nb.hub.records.replays import ReplayFiles
 from depin_nb.hub.records.resuming import Resuming
 from depin_nb.hub.run import Run
 from depin_nb.hub.snapshot import device_of, status_of
+from depin_nb.hub.transfers import Transfers
 from depin_nb.hub.trouble import explained
 from depin_nb.hub.versions.checkpoint_files import CheckpointFiles
 from depin_nb.hub.versions.checkpoints import Checkpoints
@@ -101,6 +102,7 @@ class Coordinator:
         self.commits = Commits(self)
         self.resuming = Resuming(self)
         self.checkpoints = Checkpoints(self, CheckpointFiles(home / "runs"))
+        self.transfers = Transfers(self)
         self.kernel = KernelOps(self)
         self.workers = WorkerOps(self)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -163,6 +165,7 @@ class Coordinator:
                 log.warning("%s could not be settled: %s", run_id, error.message)
         await self.in_books(self.resuming.retire)
         await self.in_executor(self.blobs.prune)
+        await self.in_executor(self.transfers.start)
         return left
 
     def _settle(self, run_id: str) -> Settlement | None:
@@ -260,6 +263,7 @@ class Coordinator:
             except (DepinError, sqlite3.Error, OSError) as error:
                 await self._end_in_memory(run, error)
             self.last_rejection.pop(run.run_id, None)
+            await self.in_executor(self.transfers.forget, run.run_id)
             for member in self.members.values():
                 member.forget(run.run_id)
             run.weights = run.outer = run.reference = None

@@ -16,6 +16,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 from depin_nb.hub.answers import error_answer
 from depin_nb.hub.coordinator import Coordinator
+from depin_nb.network.frames import beside, unframed
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ KERNEL_OPS = (
     "needs", "output",
 )  # fmt: skip
 SHARED_OPS = ("control", "status")  # kernels, displays and the command line
-WORKER_OPS = ("join", "lease", "entry", "blob", "version", "reduce", "report", "alive", "say", "link")
+WORKER_OPS = ("join", "lease", "entry", "blob", "version", "reduce", "report", "alive", "say", "link", "part", "put")
 
 
 def answering(operation: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,8 +37,10 @@ def answering(operation: Callable[..., Any]) -> Callable[..., Any]:
     async def handler(**request: Any) -> Any:
         try:
             signature.bind(**request)
+            if "data" in request:
+                request["data"] = unframed(request["data"])
             answer = operation(**request)
-            return await answer if inspect.isawaitable(answer) else answer
+            return beside(await answer if inspect.isawaitable(answer) else answer)
         except asyncio.CancelledError:
             raise
         except Exception as error:

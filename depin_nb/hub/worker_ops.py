@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from depin_nb.core.errors import CodecError, HubError, UsageError
 from depin_nb.core.lease import Report
+from depin_nb.core.parts import Buffer
 from depin_nb.hub.leases.entry import OUT, Entry, LeaseRecord
 from depin_nb.hub.leases.members import Member, member_of
 from depin_nb.hub.run import Run
@@ -65,6 +66,12 @@ def checked_report(data: Any, record: LeaseRecord) -> Report:
         tuple(sorted(seen.items())),
         float(report.seconds),
     )
+
+
+def _sent(report: dict[str, Any]) -> Any:
+    """What a report says of a change that came in parts, None where the change is in the report."""
+    extra = report.get("extra")
+    return extra.get("sent") if isinstance(extra, dict) and not report.get("change") else None
 
 
 class WorkerOps:
@@ -165,29 +172,37 @@ class WorkerOps:
         spec = active.entry.spec if active.entry is not None else None
         if spec is None or (digest != spec.program and digest not in spec.blobs):
             raise HubError("that blob isn't part of this run")
-        data = await self._hub.in_executor(self._hub.blobs.get, digest)
-        active.bytes_down += len(data)
-        return {"data": data}
+        return {"data": self._counted(active, await self._hub.transfers.of_blob(active, digest))}
 
     async def version(self, worker: str, run: str, version: int, have: dict[str, Any] | None = None) -> dict[str, Any]:
         """`{"version", "state"}`, the version whole, with `digest` where later ones may come as steps; or `{"version", "steps", "digest"}`
-        from what the worker says to `have`: `{"version", "digest"}`."""
+        from what the worker says to `have`: `{"version", "digest"}`. What is larger than a message is announced (`part`)."""
         self._member(worker)
         active = self._run(run)
         if type(version) is not int or version < 0:
             raise HubError("that isn't a version")
         reference = await self._reference(active, version)
         if reference is not None and (way := reference.way(have, version)) is not None:
-            active.bytes_down += sum(map(len, way[0]))
-            return {"version": version, "steps": way[0], "digest": way[1]}
+            steps = [self._counted(active, await self._hub.transfers.of_bytes(active, data)) for data in way[0]]
+            return {"version": version, "steps": steps, "digest": way[1]}
         if reference is not None and reference.state is not None and reference.version == version:
-            state, digest = reference.state, reference.digest
-            data = await self._hub.in_executor(state.to_bytes)
-            active.bytes_down += len(data)
+            digest = reference.digest
+            data = self._counted(active, await self._hub.transfers.of_reference(active, reference))
             return {"version": version, "state": data, "digest": digest}
-        data = await self._hub.in_executor(self._hub.states.read, active.run_id, version)
-        active.bytes_down += len(data)
-        return {"version": version, "state": data}
+        return {"version": version, "state": self._counted(active, await self._hub.transfers.of_version(active, version))}
+
+    @staticmethod
+    def _counted(run: Run, data: bytes | dict[str, Any]) -> bytes | dict[str, Any]:
+        run.bytes_down += len(data) if isinstance(data, bytes) else 0  # an announced one counts by its parts
+        return data
+
+    async def part(self, worker: str, run: str, digest: str, offset: int, want: int) -> dict[str, Any]:
+        """`{"data"}`: a part of what was announced, from `offset` on."""
+        return await self._hub.transfers.part(self._member(worker), self._run(run), digest, offset, want)
+
+    async def put(self, worker: str, lease: str, about: dict[str, Any], offset: int, data: Buffer) -> dict[str, Any]:
+        """Takes a part of a change that is too large for its report. `{"have"}`: bytes that are here; or `{"refused": reason}`."""
+        return await self._hub.transfers.put(self._member(worker), lease, about, offset, data)
 
     async def _reference(self, run: Run, version: int) -> Reference | None:
         """What the run's workers hold, brought to `version` where that is the newest; None where versions travel whole."""
@@ -201,7 +216,7 @@ class WorkerOps:
             await reference.advance(version, run.weights, self._hub.in_executor)
         return reference
 
-    async def reduce(self, worker: str, run: str, gang: str, step: int, rank: int, weight: float, data: bytes) -> dict[str, Any]:
+    async def reduce(self, worker: str, run: str, gang: str, step: int, rank: int, weight: float, data: Buffer) -> dict[str, Any]:
         """`{"data": codec gradients}`, the same bytes for all ranks, or `{"abort": reason}`."""
         member = self._member(worker)
         active = self._run(run)
@@ -211,7 +226,7 @@ class WorkerOps:
         if entry is None or rnd is None or rnd.gang is None or record is None or record.state not in OUT:
             return {"abort": LATE}
         lease = record.lease
-        if lease.gang != gang or lease.rank != rank or type(step) is not int or not isinstance(data, bytes):
+        if lease.gang != gang or lease.rank != rank or type(step) is not int or not isinstance(data, Buffer):
             return {"abort": "not this worker's place in the gang"}
         active.bytes_up += len(data)
         mean = await rnd.gang.reduce(rank, step, weight, data)
@@ -264,15 +279,21 @@ class WorkerOps:
             checked = checked_report(report, record)
             run.bytes_up += len(checked.change) + len(checked.left) + sum(map(len, checked.logs))
             await self._earlier_merges(run, entry, record)
-            change = await hub.in_executor(self._held, checked.change, run.weights, hub.change_limit(run), entry.spec.strategy.bits)
+            data: Buffer = checked.change
+            if (sent := _sent(report)) is not None:
+                data = await hub.transfers.received(run, member, sent)
+            change = await hub.in_executor(self._held, data, run.weights, hub.change_limit(run), entry.spec.strategy.bits)
         except CodecError as error:
             return self._rejected(run, entry, record, error)
+        finally:
+            if (sent := _sent(report)) is not None:
+                hub.transfers.used(run, member, sent)
         if not record.at(LeaseState.SUBMITTED):
             return {"accepted": False, "reason": record.reason or LATE}
         self._accepted(run, entry, record, checked, change, now)
         return {"accepted": not record.at(LeaseState.OPEN), "reason": record.reason}
 
-    def _held(self, data: bytes, base: State, max_bytes: int, bits: int) -> Held:
+    def _held(self, data: Buffer, base: State, max_bytes: int, bits: int) -> Held:
         """The change in the spool, as it came; checked, so that nothing in it can be wrong at its merge. Raises CodecError."""
         held = self._hub.spool.put(data)
         read_change(held.open()[0], base, max_bytes=max_bytes, bits=bits)

@@ -64,7 +64,7 @@ def workers(devices: Sequence[Device], title: str = "Workers") -> Shown:
         [
             Cell(plain_name(d) + (" (simulated)" if d.simulated else "")),
             Cell(d.kind),
-            Cell(d.state),
+            Cell(d.moving or d.state),
             Cell(f"{d.price} quoted" if d.price else "-"),
             Cell(short(d.wallet) or "-", title=d.wallet),
         ]

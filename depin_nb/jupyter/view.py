@@ -172,7 +172,7 @@ def worker(device: Device, elapsed_s: float, most: int) -> Worker:
         name=plain_name(device),
         kind=device.kind,
         simulated=device.simulated,
-        state=device.state,
+        state=device.moving or device.state,
         spans=spans(device.lane, elapsed_s, most),
         iterations=count(device.iterations),
         rate=rate(device.samples_per_s),

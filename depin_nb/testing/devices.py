@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -225,10 +226,12 @@ class Device:
             await self.at("asks")
         elif op == "depin_version":
             await self.at("fetches")
+        elif op in ("depin_part", "depin_put") and request["offset"]:
+            await self.at("parts")
         elif op == "depin_report":
             for fault in await self.at("reports"):
                 request["report"] = self._lying(fault, request["report"])
-        twice, self.next_twice = self.next_twice and op in ("depin_lease", "depin_report"), False
+        twice, self.next_twice = self.next_twice and op in ("depin_lease", "depin_report", "depin_part", "depin_put"), False
         assert self.comm is not None
         answer = await self.world.ask(self.comm, op, request, twice=twice, wait=self.travel)
         if isinstance(answer, dict) and answer.get("lease"):
@@ -281,6 +284,8 @@ class SimulatedLink(links.HubLink):
         self.worker, self._link = worker, link
         self._device = Device.by_process[scheduler]
         self._rpc = self
+        if bytes_ := self._device.world.plan.part_bytes:
+            self.whole_bytes = self.up_part_bytes = self.down_part_bytes = bytes_
 
     def __getattr__(self, op: str) -> Callable[..., Any]:
         if not op.startswith("depin_"):
@@ -310,11 +315,19 @@ class SimulatedLink(links.HubLink):
         """Nothing is held."""
 
 
+def _cache_folder() -> Path:
+    """The state folder's of the device whose agent asks: it outlives its processes."""
+    process = Process.current.get()
+    assert process is not None
+    device = Device.by_process[process.name]
+    return device.world.home.parent / f"{device.world.home.name}-{'machine' if device.world.plan.one_machine else device.plan.name}"
+
+
 @contextmanager
 def simulated(wallets: Any) -> Iterator[None]:
     """The agent with this link, this body, and facts that cost nothing."""
     from ..ledger import wallet as wallet_module
-    from ..worker import residuals
+    from ..worker import residuals, transfer
 
     told = {"compiles": True, "speed": 1.0}
     patches: list[tuple[Any, str, Any]] = [
@@ -323,6 +336,8 @@ def simulated(wallets: Any) -> Iterator[None]:
         (facts, "facts", lambda name, device, backend: {**told, "name": name, "backend": backend, "simulated": True}),
         (wallet_module, "Wallets", lambda: wallets),
         (residuals, "residuals_of", lambda home, worker: residuals.Residuals()),  # none outlives its process
+        (transfer, "cache_of", lambda home: transfer.Cache(_cache_folder())),
+        (links.Go, "wait", lambda go, seconds: Fiber.wait_for(lambda: asyncio.sleep(seconds))),
         (agents, "_warm_up", lambda: None),
     ]
     before = [(module, name, getattr(module, name)) for module, name, _ in patches]

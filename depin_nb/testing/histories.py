@@ -86,7 +86,8 @@ class NotebookPlan:
 
 @dataclass(frozen=True)
 class History:
-    """`seed` alone makes it; `faults` may be fewer than were drawn. `ends`: how the hub is ended last, `closed` or `killed`."""
+    """`seed` alone makes it; `faults` may be fewer than were drawn. `ends`: how the hub is ended last, `closed` or `killed`.
+    `part_bytes`: what is larger travels in parts of so many bytes, 0 = as in ordinary runs. `one_machine`: its devices share a cache."""
 
     seed: int
     devices: tuple[DevicePlan, ...]
@@ -94,9 +95,13 @@ class History:
     faults: tuple[Fault, ...]
     kept: tuple[int, ...]
     ends: str
+    part_bytes: int = 0
+    one_machine: bool = False
 
     def __str__(self) -> str:
-        lines = [f"history {self.seed}: the hub is {self.ends} at the end"]
+        parts = f", parts of {self.part_bytes} bytes" if self.part_bytes else ""
+        machine = ", all on one machine" if self.one_machine else ""
+        lines = [f"history {self.seed}: the hub is {self.ends} at the end{parts}{machine}"]
         lines += [f"  {d.name}: {d.profile}, speed {d.speed:g}, {d.latency_s:g} s away, joins at {d.joins_s:g} s" for d in self.devices]
         for n in self.notebooks:
             left = "" if n.leaves_at is None else f", {n.how} at {n.leaves_at}"
@@ -131,7 +136,11 @@ def history(seed: int) -> History:
     )
     notebooks = tuple(_notebook(rng, f"n{i + 1}") for i in range(rng.choice((1, 1, 1, 1, 2))))
     faults = tuple(_fault(rng, devices, notebooks) for _ in range(rng.choice((1, 2, 2, 3, 4, 6, 9))))
-    return History(seed, devices, notebooks, faults, tuple(range(len(faults))), rng.choice(("closed", "closed", "killed")))
+    ends = rng.choice(("closed", "closed", "killed"))
+    part_bytes, one_machine = rng.choice((0, 0, 300, 700)), rng.random() < 0.5
+    if part_bytes:
+        faults += tuple(_broken_transfer(rng, devices) for _ in range(rng.choice((0, 1, 2))))
+    return History(seed, devices, notebooks, faults, tuple(range(len(faults))), ends, part_bytes, one_machine)
 
 
 def _notebook(rng: random.Random, name: str) -> NotebookPlan:
@@ -167,6 +176,11 @@ def _fault(rng: random.Random, devices: tuple[DevicePlan, ...], notebooks: tuple
         for_s = rng.choice((-86400.0, -5.0, 60.0, 86400.0)) if kind == "wall" else for_s
         return Fault(kind, "hub", rng.choice((1, 2, 3, 5, 8, 13, 21, 34, 55)), point, for_s)
     return Fault(rng.choice(NOTEBOOK_KINDS), rng.choice(notebooks).name, rng.choice((1, 2, 3, 5)), "answered", for_s)
+
+
+def _broken_transfer(rng: random.Random, devices: tuple[DevicePlan, ...]) -> Fault:
+    kind = rng.choice(("cut", "cut", "kill", "stop", "vanish", "late", "duplicate"))
+    return Fault(kind, rng.choice(devices).name, rng.choice((1, 1, 2, 3, 4)), "parts", rng.choice((0.1, 1.0, 5.0, 20.0)))
 
 
 def shrunk(found: History, fails: Callable[[History], bool]) -> History:

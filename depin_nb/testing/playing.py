@@ -100,7 +100,8 @@ class Player:
         try:
             return self._play(plan, home)
         finally:
-            shutil.rmtree(home, ignore_errors=True)
+            for folder in self._folder.glob(f"{home.name}*"):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _play(self, plan: History, home: Path) -> Played:
         clock = VirtualClock(LIMIT_S)

@@ -187,7 +187,9 @@ def _passes(conn: Any, run_id: str) -> int:
 
 
 def _files(journal: Journal, rows: list[RunRow], home: Path) -> list[str]:
-    found = [f"{p.relative_to(home)} is left" for p in home.rglob("*.tmp")]
+    found = [
+        f"{p.relative_to(home)} is left" for p in [*home.rglob("*.tmp"), *(home / "parcels").glob("*"), *(home / "incoming").glob("*")]
+    ]
     conn = journal.connection
     kept, known = set(resumable.kept(conn)), {row.run_id for row in rows}
     for path in (home / "replays").glob("*"):

@@ -95,6 +95,8 @@ class Hub:
         spool_bytes, mapped_bytes = world.rooms
         self.coordinator.spool = Spool(world.home, spool_bytes)
         self.coordinator.states = StateFiles(world.home / "states", mapped_bytes)
+        if world.plan.part_bytes:
+            self.coordinator.transfers.whole_bytes = world.plan.part_bytes
         self.coordinator.new_run_id = world.new_run_id  # type: ignore[method-assign]
         self.plugin = CoordinatorPlugin(self.coordinator)
 

@@ -89,11 +89,13 @@ class Agent:
         from .link import HubLink
         from .residuals import residuals_of
         from .runner import LeaseRunner
+        from .transfer import Incoming, cache_of
 
         device = self.device
         hub = HubLink(self.scheduler, address, Link(device.up_mbit_s, device.down_mbit_s, device.latency_ms / 1000))
         pacer = Pacer(device.speed) if device.simulated else None
-        runner = LeaseRunner(hub.ask, pacer, residuals=residuals_of(config.home(), self.name))
+        incoming = Incoming(hub.ask, cache_of(config.home()), lambda: hub.down_part_bytes)
+        runner = LeaseRunner(hub.ask, pacer, residuals=residuals_of(config.home(), self.name), incoming=incoming)
         try:
             await hub.call("depin_join", profile=device.name, wallet=self.wallet, facts={**self.facts, "link": await hub.measured()})
             log.info("%s has joined", self.name)

@@ -13,7 +13,9 @@ from typing import Any
 from distributed.core import rpc
 
 from ..core.errors import HubDied
+from ..core.parts import WHOLE_BYTES, part_bytes
 from ..hub.client import typed
+from ..network import frames
 from ..network.shaping import Link, size_of
 from ..ports import Clock, SystemClock
 
@@ -46,11 +48,17 @@ class Go:
 
 
 class HubLink:
-    """The `depin_*` operations as this worker calls them. Made on the event loop that the calls run on."""
+    """The `depin_*` operations as this worker calls them. Made on the event loop that the calls run on.
+
+    What is longer than `whole_bytes` travels in parts of `up_part_bytes` or `down_part_bytes`, by this link's rate once it is measured.
+    """
+
+    whole_bytes = up_part_bytes = down_part_bytes = WHOLE_BYTES
 
     def __init__(self, scheduler: str, worker: str, link: Link, *, clock: Clock | None = None) -> None:
         self.worker = worker
         self._clock = clock or SystemClock()
+        frames.register()
         self._rpc = rpc(scheduler)
         self._link = link
         self._loop = asyncio.get_running_loop()
@@ -61,7 +69,7 @@ class HubLink:
         try:
             if shaped:
                 await self._link.up(size_of(request))
-            answer = await getattr(self._rpc, op)(worker=self.worker, **request)
+            answer = await getattr(self._rpc, op)(worker=self.worker, **frames.beside(request))
             if shaped:
                 await self._link.down(size_of(answer))
         except OSError as error:
@@ -88,7 +96,9 @@ class HubLink:
         latency_s = await self._ended_s() - start_s
         filler = os.urandom(LINK_BYTES)  # what can't be compressed on its way
         up, down = await self._rate(data=filler), await self._rate(want=LINK_BYTES)
-        return {"up_mbit_s": up * 8e-6, "down_mbit_s": down * 8e-6, "latency_ms": 1e3 * max(latency_s, _FASTEST_S)}
+        latency_ms = 1e3 * max(latency_s, _FASTEST_S)
+        self.up_part_bytes, self.down_part_bytes = part_bytes(up * 8e-6, latency_ms), part_bytes(down * 8e-6, latency_ms)
+        return {"up_mbit_s": up * 8e-6, "down_mbit_s": down * 8e-6, "latency_ms": latency_ms}
 
     async def _rate(self, **request: Any) -> float:
         """Bytes/s one way. Transfers that begin together end one after the other: by then neither what a router takes at once nor the

@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..core.errors import DepinError, HubError
@@ -16,6 +17,7 @@ from .blobs import BlobCache
 from .device import Pacer
 from .link import Dropped, Go
 from .residuals import Residuals
+from .transfer import Cache, Incoming
 from .versions import MAX_STATE_BYTES, Versions
 
 if TYPE_CHECKING:
@@ -99,12 +101,14 @@ class LeaseRunner:
         opener: OpenHalf = open_half,
         blobs: BlobCache | None = None,
         residuals: Residuals | None = None,
+        incoming: Incoming | None = None,
     ) -> None:
         self._ask = ask
         self._pacer = pacer
         self._opener = opener
         self._blobs = blobs or BlobCache()
         self._residuals = residuals or Residuals()
+        self._incoming = incoming or Incoming(ask, Cache())
         self._versions = Versions()
         self._seats: OrderedDict[tuple[str, int], Seat] = OrderedDict()
         self._lock = threading.Lock()  # of what seats keep
@@ -229,7 +233,7 @@ class LeaseRunner:
         if seat.half is None:
 
             def blob(digest: str) -> bytes:
-                return self._blobs.get(digest, lambda: self._ask("depin_blob", go, run=lease.run_id, digest=digest)["data"])
+                return self._blobs.get(digest, lambda: self._incoming.blob(digest, lease.run_id, go))
 
             program = blob(seat.spec.program)
             seat.half = self._whole(program, blob, lease, go) if seat.spec.limit_s else self._opener(program, blob)
@@ -249,7 +253,8 @@ class LeaseRunner:
         state = seat.state
         if seat.version == lease.base_version and state is not None:
             return state
-        base = self._versions.get(lambda op, **request: self._ask(op, go, **request), lease.run_id, lease.base_version)
+        ask, whole = partial(self._ask, go=go), partial(self._incoming.whole, run_id=lease.run_id, go=go)
+        base = self._versions.get(ask, whole, lease.run_id, lease.base_version)
         half.load(overlaid(base, seat.inner))
         return base
 

@@ -14,6 +14,7 @@ from ..core.errors import DepinError, HubDied
 from ..core.lease import Lease, Report
 from .link import Go
 from .runner import failure
+from .transfer import hand_in
 
 if TYPE_CHECKING:
     from .link import HubLink
@@ -130,7 +131,7 @@ class Serving:
                 await self._changed.wait_for(lambda: self._done)
             held = self._done[0]
             if held.go() and held.report is not None:
-                answer = await self._hub.call("depin_report", report=held.report.to_dict())
+                answer = await hand_in(self._hub, held.report)
                 self.leases += 1
                 if held.finished is None or not answer.get("accepted"):
                     self._drop(held)

@@ -8,6 +8,7 @@ from concurrent.futures import Executor
 from typing import Any
 
 from depin_nb.core.errors import CodecError
+from depin_nb.core.parts import Buffer
 from depin_nb.training.allreduce import Gang, OutOfStep, decode_grads, encode_grads, mean_gradients
 
 Grads = list[Any]  # torch.Tensor or None
@@ -29,7 +30,7 @@ class GangCall:
     def aborted(self) -> str:
         return self.state.aborted
 
-    async def reduce(self, rank: int, step: int, weight: float, data: bytes) -> bytes | None:
+    async def reduce(self, rank: int, step: int, weight: float, data: Buffer) -> bytes | None:
         """The mean as codec bytes, the very same for every rank; None when the gang was given up (`aborted` says why)."""
         loop = asyncio.get_running_loop()
         if self.aborted:

@@ -240,6 +240,7 @@ class Tally:
     paid: int = 0
     gone: str = ""  # "" | lost | left
     since_s: float | None = None  # start of the lease it holds
+    moving: str = ""  # a long transfer that is under way, for people
     spans: deque[tuple[float, float, str]] = field(default_factory=lambda: deque(maxlen=MAX_SPANS))
     lane: tuple[tuple[float, float, str], ...] = ()  # as drawn last, at `lane_s`
     lane_s: float = -math.inf
@@ -261,7 +262,7 @@ class Tally:
             self.spans.append((start, middle, "work"))
             if at_s > middle:
                 self.spans.append((middle, at_s, "send"))
-        self.since_s = None
+        self.since_s, self.moving = None, ""
 
     def accepted(self, at_s: float, start_s: float, iterations: int, samples: int, units_dpn: int) -> None:
         self.iterations += iterations
@@ -300,6 +301,7 @@ class Tally:
             paid=Amount(self.paid, DPN),
             wallet=self.wallet,
             price=self.price,
+            moving="" if self.gone else self.moving,
         )
 
 

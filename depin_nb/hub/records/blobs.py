@@ -48,7 +48,8 @@ class BlobStore:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.folder = folder
 
-    def _path(self, digest: str) -> Path:
+    def path(self, digest: str) -> Path:
+        """Where it is, or would be. Raises HubError."""
         if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
             raise HubError("that is not a blob's digest (64 hexadecimal digits)")
         return self.folder / digest
@@ -57,7 +58,7 @@ class BlobStore:
         """Those of `digests` that must still be put, without repetition."""
         lacking = []
         for digest in dict.fromkeys(digests):
-            path = self._path(digest)
+            path = self.path(digest)
             if path.exists():
                 os.utime(path)
             else:
@@ -67,7 +68,7 @@ class BlobStore:
     def put(self, data: bytes) -> str:
         """Keeps `data`; returns its digest."""
         digest = hashlib.sha256(data).hexdigest()
-        path = self._path(digest)
+        path = self.path(digest)
         if not path.exists():
             write_atomic(path, data)
         return digest
@@ -75,14 +76,14 @@ class BlobStore:
     def get(self, digest: str) -> bytes:
         """The bytes. Raises HubError when they aren't here."""
         try:
-            return self._path(digest).read_bytes()
+            return self.path(digest).read_bytes()
         except FileNotFoundError:
             raise HubError(
                 f"the hub has no blob {digest[:12]}...", hint="Run the cell again: what it needs is then shipped anew."
             ) from None
 
     def size(self, digest: str) -> int:
-        path = self._path(digest)
+        path = self.path(digest)
         return path.stat().st_size if path.exists() else 0
 
     def prune(self, unused_s: float = KEEP_UNUSED_S) -> None:

@@ -10,6 +10,8 @@ import weakref
 from pathlib import Path
 from threading import RLock
 
+from depin_nb.core.parts import Buffer
+
 from .mapped import Mapped
 
 log = logging.getLogger(__name__)
@@ -20,7 +22,7 @@ SEGMENT_BYTES = 64 << 20  # of one file; it goes when the last change in it is m
 class Held:
     """One change that waits. Dropping the last reference gives its memory or its place in the file back."""
 
-    def __init__(self, data: bytes, segment: _Segment | None = None, offset: int = 0) -> None:
+    def __init__(self, data: Buffer, segment: _Segment | None = None, offset: int = 0) -> None:
         self.nbytes = len(data)
         self._segment, self._offset = segment, offset
         self._data = bytearray(data) if segment is None else None
@@ -47,7 +49,7 @@ class Spool:
         self._in_memory = 0
         self._segment: _Segment | None = None
 
-    def put(self, data: bytes) -> Held:
+    def put(self, data: Buffer) -> Held:
         """Keeps a change until what is returned is dropped."""
         with self._lock:
             spilled = self._in_memory + len(data) > self._memory_bytes
@@ -97,7 +99,7 @@ class _Segment:
         self.end += -(-nbytes // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
         return offset
 
-    def write(self, data: bytes, offset: int) -> None:
+    def write(self, data: Buffer, offset: int) -> None:
         view = memoryview(data)
         while view:
             written = os.pwrite(self.descriptor, view, offset)

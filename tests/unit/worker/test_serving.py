@@ -39,6 +39,8 @@ class Runner:
 class Hub:
     """Gives leases `1`, `2`, .. and answers a report once it is let."""
 
+    whole_bytes = up_part_bytes = 1 << 20
+
     def __init__(self, count: int, accepted=lambda lease_id: True) -> None:
         self.count, self.accepted = count, accepted
         self.given, self.asked, self.reports = 0, [], []

@@ -19,6 +19,7 @@ from depin_nb.hub.snapshot import device_dict
 from depin_nb.hub.starting import Start, begin
 from depin_nb.hub.starting import resume as start_again
 from depin_nb.training.downlink import same_weights
+from depin_nb.training.entering import composed
 from depin_nb.training.lifecycle import Trigger
 
 if TYPE_CHECKING:
@@ -127,10 +128,17 @@ class KernelOps:
     # --- an entry -----------------------------------------------------------------------------------
 
     async def entry_open(
-        self, run: str, spec: dict[str, Any], state: bytes | None = None, about: dict[str, Any] | None = None
+        self,
+        run: str,
+        spec: dict[str, Any],
+        state: bytes | None = None,
+        about: dict[str, Any] | None = None,
+        same: dict[str, bytes] | None = None,
     ) -> dict[str, Any]:
         """Opens the next loop entry on `state`, or on the run's newest version. One that is still open is closed.
 
+        `same`: slots that aren't in `state` because the newest version has them, by digest (training/entering.py). Where it hasn't,
+        nothing is opened and the answer is `{"whole": True}`: the kernel sends its state whole.
         `about`, journalled for a resume: number (of the loop entry in its cell: one that goes on keeps it), header, where, generators;
         for the displays: loop and strategy, as sentences.
         """
@@ -141,9 +149,12 @@ class KernelOps:
             raise HubError(f"{len(lacking)} blobs of this entry weren't sent", hint="Run the cell again.")
         await hub.close_entry(active, "done")
         if state is not None:
-            weights = await hub.in_executor(State.from_bytes, state)
+            known = await hub.in_executor(self._composed, active.weights, state, dict(same or {}))
+            if known is None:
+                return {"whole": True}
+            weights, data = known
             version = active.version + 1
-            await hub.in_executor(hub.states.write, run, version, state)
+            await hub.in_executor(hub.states.write, run, version, data)
             if active.weights is None or not await hub.in_executor(same_weights, active.weights, weights):
                 active.reference = None  # what the notebook changed travels exactly
         elif active.weights is not None:
@@ -173,6 +184,12 @@ class KernelOps:
         active.without_workers_s = None
         hub.changed.notify()
         return {"entry": number, "version": version}
+
+    @staticmethod
+    def _composed(newest: State | None, data: bytes, same: dict[str, bytes]) -> tuple[State, bytes] | None:
+        """The entry's first state, also as bytes; None where the newest version lacks some of `same`."""
+        state = composed(newest, State.from_bytes(data), same)
+        return None if state is None else (state, state.to_bytes() if same else data)
 
     def units(self, run: str, entry: int, units: Iterable[tuple[int, bytes, int]], closed: bool = False) -> dict[str, Any]:
         active, found = self._entry(run, entry)

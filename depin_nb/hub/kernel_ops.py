@@ -19,7 +19,7 @@ from depin_nb.hub.snapshot import device_dict
 from depin_nb.hub.starting import Start, begin
 from depin_nb.hub.starting import resume as start_again
 from depin_nb.training.downlink import same_weights
-from depin_nb.training.entering import composed
+from depin_nb.training.entering import composed, same_inner
 from depin_nb.training.lifecycle import Trigger
 
 if TYPE_CHECKING:
@@ -169,6 +169,7 @@ class KernelOps:
             resumable.add_site(hub.journal.connection, run, number, **site)
 
         await hub.flush(active, write)
+        active.own_inner = active.weights is not None and await hub.in_executor(same_inner, active.weights, weights)
         active.weights, active.version, active.entries = weights, version, number
         told = about or {}
         active.where = str(told.get("loop") or active.where)[:MAX_TEXT]

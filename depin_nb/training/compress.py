@@ -2,8 +2,9 @@
 
 How a slot travels follows from its kind, dtype and size alone (`_form`), so the bytes name no form and can't choose one:
 RAW new values (bit-exact); DELTA, a float32 difference; BLOCKS, a quantised difference (`quantize.py`, `thin.py`); SPARSE, the
-difference's largest values (`sparse.py`); BF16, values rounded to bfloat16. With 32 bits everything is RAW; with 2, large parameters are
-SPARSE and smaller ones as with 4. Optimizer state never travels as a quantised difference: `exp_avg_sq` must not become negative.
+difference's largest values (`sparse.py`); ROUNDED, values in 8 bits (`inner.py`), where they are few in bfloat16. With 32 bits
+everything is RAW; with 2, large parameters are SPARSE and smaller ones as with 4. Optimizer state never travels as a quantised
+difference: `exp_avg_sq` must not become negative.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from depin_nb.core.codec import TORCH_DTYPES, decode, encode
 from depin_nb.core.errors import CodecError
 from depin_nb.core.state import CARRIED, INNER, KINDS, PARAM, RNG, STEP, State
 
+from .inner import pack_inner, unpack_inner
 from .quantize import BLOCK, quantize
 from .sparse import CHUNK, densify, sparsify
 from .thin import restored, thinned
@@ -23,7 +25,7 @@ from .thin import restored, thinned
 if TYPE_CHECKING:
     import torch
 
-RAW, DELTA, BLOCKS, SPARSE, BF16 = "raw", "delta", "blocks", "sparse", "bf16"
+RAW, DELTA, BLOCKS, SPARSE, ROUNDED = "raw", "delta", "blocks", "sparse", "rounded"
 BITS = (2, 4, 8, 32)
 DENSE_BITS = {2: 4, 4: 4, 8: 8}  # of blocks
 RESIDUAL_DECAY = 0.95  # of what SPARSE left out; it stands in for the outer momentum (SparseLoCo, arXiv:2508.15706)
@@ -88,8 +90,8 @@ def _packed(name: str, kind: str, old: torch.Tensor | None, value: torch.Tensor,
     form = _form(kind, value, bits)
     if form == RAW:
         return value
-    if form == BF16:
-        return value.to(torch.bfloat16), _dtype_name(value)
+    if form == ROUNDED:
+        return pack_inner(value) or (value.to(torch.bfloat16), _dtype_name(value))
     assert old is not None  # only parameters come here, and they don't appear
     wide = torch.float64 if value.dtype == torch.float64 else torch.float32
     delta = (value.detach().to(wide) - old.detach().to(wide)).to(torch.float32)
@@ -170,8 +172,8 @@ def _restored(kind: str, old: torch.Tensor | None, payload: Any, bits: int, chan
         change.deltas[name] = _delta(form, old, payload, bits, largest)
         return None
     if type(payload) is tuple:
-        value = _widened(payload)
-        if _form(kind, value, bits) != BF16:
+        value = unpack_inner(payload) if len(payload) == 3 else _widened(payload)
+        if _form(kind, value, bits) != ROUNDED:
             raise CodecError("not the form that this slot has")
     elif isinstance(payload, torch.Tensor):
         value = payload
@@ -218,7 +220,7 @@ def _form(kind: str, tensor: torch.Tensor, bits: int) -> str:
         if bits == 2 and tensor.numel() > CHUNK:
             return SPARSE
         return BLOCKS if tensor.numel() > BLOCK else DELTA
-    return BF16 if kind == INNER and _dtype_name(tensor) in ("float32", "float64") else RAW
+    return ROUNDED if kind == INNER and _dtype_name(tensor) in ("float32", "float64") else RAW
 
 
 def _dtype_name(tensor: torch.Tensor) -> str:

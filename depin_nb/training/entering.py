@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from depin_nb.core.codec import encode
 from depin_nb.core.state import INNER, STEP, State
 
-from .compress import same_bits
+from .compress import decode_change, encode_change, same_bits
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +58,9 @@ def composed(base: State | None, part: State, same: Mapping[str, bytes]) -> Stat
     return State(tensors, {name: base.kinds[name] if name in same else part.kinds[name] for name in tensors}, part.plain)
 
 
+# --- optimizer state: each worker goes on with its own as long as the notebook leaves it alone ---------
+
+
 def same_inner(before: State, after: State) -> bool:
     """Whether nobody has touched optimizer state: the same INNER and STEP slots, bit for bit."""
     mine, theirs = (inner_of(state).tensors for state in (before, after))
@@ -68,3 +71,23 @@ def inner_of(state: State) -> State:
     """The state's optimizer state alone."""
     names = [name for name, kind in state.kinds.items() if kind in (INNER, STEP)]
     return State({name: state.tensors[name] for name in names}, {name: state.kinds[name] for name in names})
+
+
+def holding_inner(newest: State, held: State | None) -> State:
+    """`newest` with the moments that `held` has: who goes on with its own has no use for others."""
+    if held is None:
+        return newest
+    moments = {name: tensor for name, tensor in held.tensors.items() if held.kinds[name] == INNER}
+    tensors = {name: t for name, t in newest.tensors.items() if newest.kinds[name] != INNER} | moments
+    return State(tensors, {name: INNER if name in moments else newest.kinds[name] for name in tensors}, newest.plain)
+
+
+def inner_to_bytes(state: State) -> bytes:
+    """The state's optimizer state for a worker that has none of its own: 8 bits a value (`inner.py`)."""
+    return encode_change(State(), inner_of(state), bits=8, include_inner=True)[0]
+
+
+def inner_from_bytes(data: bytes, *, max_bytes: int) -> State:
+    """What `inner_to_bytes` wrote. Raises CodecError for anything else."""
+    change = decode_change(data, State(), max_bytes=max_bytes)
+    return inner_of(State(change.values, change.kinds))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from depin_nb.core.state import State
 from depin_nb.training.downlink import digest_of
-from depin_nb.training.entering import slot_digests, without
+from depin_nb.training.entering import inner_from_bytes, slot_digests, without
 
-from .fleet import LOCAL, FakeWorker, Kernel, first_state, hub_in
+from .fleet import LOCAL, SOLO, FakeWorker, Kernel, first_state, hub_in
 
 
 def in_time(work):
@@ -42,6 +43,50 @@ def test_what_the_kernel_leaves_out_comes_from_the_newest_version(tmp_path: Path
             ended = await kernel.close()
             assert ended.tensors["bn/n"].item() == 15
             assert not torch.equal(ended.tensors["model/w"], newest.tensors["model/w"])
+            await kernel.finish()
+
+    in_time(scenario())
+
+
+def test_workers_go_on_with_their_own_optimizer_state_until_the_notebook_touches_it(tmp_path: Path) -> None:
+    steps = replace(LOCAL, down_bits=4)
+
+    async def scenario() -> None:
+        async with hub_in(tmp_path) as hub:
+            worker = FakeWorker(hub, "w").start()
+            kernel = await Kernel.open(hub)
+            run = hub.coordinator.runs[kernel.run_id]
+
+            async def entry(state: State | None, strategy=steps) -> tuple[dict, dict]:
+                """The answers to a worker that has its own, and to one that hasn't."""
+                await kernel.enter(hub.spec(strategy, 10), state)
+                return tuple([await worker.ops.entry(worker.address, kernel.run_id, kernel.entry, own) for own in (True, False)])
+
+            async def done() -> State:
+                await kernel.loop(10)
+                return await kernel.close()
+
+            own, new = await entry(first_state())
+            assert own.keys() == new.keys() == {"spec"}
+            ended = await done()
+            own, new = await entry(ended)
+            assert own["own_inner"]
+            assert "inner" not in own
+            inner = inner_from_bytes(new["inner"], max_bytes=1 << 20)
+            torch.testing.assert_close(inner.tensors["opt/exp_avg"], ended.tensors["opt/exp_avg"], rtol=2**-8, atol=0)
+            assert inner.tensors["opt/step"] == ended.tensors["opt/step"]
+            ended = await done()
+            assert run.reference is not None
+            assert run.reference.state is not None
+            assert "opt/exp_avg" not in run.reference.state.tensors  # it never travelled down
+            ended.tensors["opt/exp_avg"][1] = 9.0
+            own, new = await entry(ended)
+            assert own.keys() == new.keys() == {"spec"}
+            await done()
+            assert run.reference.state.tensors["opt/exp_avg"][1] == 9.0
+            own, new = await entry(None, SOLO)
+            assert own.keys() == new.keys() == {"spec"}  # solo: the version is exact
+            await done()
             await kernel.finish()
 
     in_time(scenario())

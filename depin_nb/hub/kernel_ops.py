@@ -10,6 +10,7 @@ from depin_nb.core.amount import Amount, parse
 from depin_nb.core.errors import HubError, NoSuchRun, UsageError
 from depin_nb.core.lease import EntrySpec, Unit
 from depin_nb.core.packages import checked, other_versions
+from depin_nb.core.state import State
 from depin_nb.hub.leases.entry import OUT, Entry
 from depin_nb.hub.records import resumable
 from depin_nb.hub.records.resuming import MAX_TEXT
@@ -18,10 +19,10 @@ from depin_nb.hub.snapshot import device_dict
 from depin_nb.hub.starting import Start, begin
 from depin_nb.hub.starting import resume as start_again
 from depin_nb.training.downlink import same_weights
+from depin_nb.training.entering import composed, same_inner
 from depin_nb.training.lifecycle import Trigger
 
 if TYPE_CHECKING:
-    from depin_nb.core.state import State
     from depin_nb.hub.coordinator import Coordinator
 
 REASONS = ("done", "exit", "interrupt", "error")
@@ -127,10 +128,17 @@ class KernelOps:
     # --- an entry -----------------------------------------------------------------------------------
 
     async def entry_open(
-        self, run: str, spec: dict[str, Any], state: bytes | None = None, about: dict[str, Any] | None = None
+        self,
+        run: str,
+        spec: dict[str, Any],
+        state: bytes | None = None,
+        about: dict[str, Any] | None = None,
+        same: dict[str, bytes] | None = None,
     ) -> dict[str, Any]:
         """Opens the next loop entry on `state`, or on the run's newest version. One that is still open is closed.
 
+        `same`: slots that aren't in `state` because the newest version has them, by digest (training/entering.py). Where it hasn't,
+        nothing is opened and the answer is `{"whole": True}`: the kernel sends its state whole.
         `about`, journalled for a resume: number (of the loop entry in its cell: one that goes on keeps it), header, where, generators;
         for the displays: loop and strategy, as sentences.
         """
@@ -141,8 +149,11 @@ class KernelOps:
             raise HubError(f"{len(lacking)} blobs of this entry weren't sent", hint="Run the cell again.")
         await hub.close_entry(active, "done")
         if state is not None:
+            data = await hub.in_executor(self._composed, active.weights, state, dict(same or {}))
+            if data is None:
+                return {"whole": True}
             version = active.version + 1
-            await hub.in_executor(hub.states.write, run, version, state)
+            await hub.in_executor(hub.states.write, run, version, data)
             weights: State = await hub.in_executor(hub.states.open, run, version)
             if active.weights is None or not await hub.in_executor(same_weights, active.weights, weights):
                 active.reference = None  # what the notebook changed travels exactly
@@ -158,6 +169,7 @@ class KernelOps:
             resumable.add_site(hub.journal.connection, run, number, **site)
 
         await hub.flush(active, write)
+        active.own_inner = active.weights is not None and await hub.in_executor(same_inner, active.weights, weights)
         active.weights, active.version, active.entries = weights, version, number
         told = about or {}
         active.where = str(told.get("loop") or active.where)[:MAX_TEXT]
@@ -173,6 +185,14 @@ class KernelOps:
         active.without_workers_s = None
         hub.changed.notify()
         return {"entry": number, "version": version}
+
+    @staticmethod
+    def _composed(newest: State | None, data: bytes, same: dict[str, bytes]) -> bytes | Iterable[bytes | memoryview] | None:
+        """The bytes of the entry's first state; None where the newest version lacks some of `same`."""
+        if not same:
+            return data
+        state = composed(newest, State.from_bytes(data), same)
+        return None if state is None else state.to_parts()
 
     def units(self, run: str, entry: int, units: Iterable[tuple[int, bytes, int]], closed: bool = False) -> dict[str, Any]:
         active, found = self._entry(run, entry)

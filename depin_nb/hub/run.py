@@ -84,6 +84,7 @@ class Run:
     weights: State | None = None  # the newest version
     outer: OuterState | None = None
     reference: Reference | None = None  # what its workers hold, where versions travel by steps
+    own_inner: bool = False  # workers go on with their own optimizer state: the notebook left it alone before this entry
     done_before: int = 0  # iterations merged in earlier entries
     iterations: int = 0
     most_workers: int | None = None  # as the user limits it

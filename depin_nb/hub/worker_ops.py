@@ -20,6 +20,7 @@ from depin_nb.hub.versions.spool import Held
 from depin_nb.ledger.wallet import is_address
 from depin_nb.training.compress import read_change
 from depin_nb.training.downlink import STEP_BITS
+from depin_nb.training.entering import holding_inner, inner_to_bytes
 from depin_nb.training.lifecycle import LeaseState, Trigger
 
 if TYPE_CHECKING:
@@ -162,9 +163,24 @@ class WorkerOps:
                 self._hub.taking.withdraw(run, entry, record, Trigger.LOSE, "its worker doesn't have it any more")
                 self._hub.commits.close_rounds(run, entry)
 
-    def entry(self, worker: str, run: str, entry: int) -> dict[str, Any]:
+    async def entry(self, worker: str, run: str, entry: int, own: bool = False) -> dict[str, Any]:
+        """The spec, and `own_inner` where workers go on with their optimizer state of the entry before.
+
+        One that has none of its `own` gets `inner`, what the newest version has, where that isn't in what `depin_version` gives.
+        """
         self._member(worker)
-        return {"spec": self._entry(self._run(run), entry).spec.to_dict()}
+        active = self._run(run)
+        spec = self._entry(active, entry).spec
+        answer: dict[str, Any] = {"spec": spec.to_dict()}
+        strategy = spec.strategy
+        if not active.own_inner or strategy.solo or strategy.name == "sync" or active.weights is None:
+            return answer
+        if own:
+            return {**answer, "own_inner": True}
+        if strategy.down_bits in STEP_BITS and active.reference is not None:
+            answer["inner"] = await self._hub.in_executor(inner_to_bytes, active.weights)
+            active.bytes_down += len(answer["inner"])
+        return answer
 
     async def blob(self, worker: str, run: str, digest: str) -> dict[str, Any]:
         self._member(worker)
@@ -213,7 +229,8 @@ class WorkerOps:
             run.reference = Reference(bits)
         reference = run.reference
         if version == run.version and run.weights is not None:
-            await reference.advance(version, run.weights, self._hub.in_executor)
+            newest = holding_inner(run.weights, reference.state) if run.own_inner else run.weights
+            await reference.advance(version, newest, self._hub.in_executor)
         return reference
 
     async def reduce(self, worker: str, run: str, gang: str, step: int, rank: int, weight: float, data: Buffer) -> dict[str, Any]:

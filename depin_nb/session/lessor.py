@@ -15,6 +15,7 @@ from ..hub.client import HubClient, typed
 from ..loop.contract import Entering, Part, Results
 from ..loop.probe import Probe
 from ..loop.ship.capture import Shipment
+from ..training.entering import slot_digests, without
 from ..training.strategy import choose
 from .options import TrainOptions
 from .plan import Plan
@@ -63,7 +64,8 @@ class Lessor:
         self._reason = ""
         self._fitness = Fitness()
         self._sent: set[str] = set()
-        self.sent_bytes = {"program": 0, "data": 0, "units": 0}  # what this run has sent to its hub, beside its states
+        self._known: dict[str, bytes] = {}  # slots of the newest version as it came here (training/entering.py)
+        self.sent_bytes = {"program": 0, "data": 0, "units": 0, "states": 0}  # what this run has sent to its hub
 
     # --- before anything is spent ---------------------------------------------------------------------
 
@@ -190,9 +192,22 @@ class Lessor:
         if self.plan is not None:
             self.plan = replace(self.plan, strategy=spec.strategy, reason=self._reason)
         spec = replace(spec, program=program, blobs=tuple(shipment.blobs), strategy=self._paced(spec), packages=packages)
-        answer = self.client.call("entry_open", run=self.run_id, spec=spec.to_dict(), state=state.to_bytes(), about=self._about())
+        answer = self._entry_open(spec, state)
         self.entry, self._after = answer["entry"], spec.first
         return 2 * max(1, len(self.workers))
+
+    def _entry_open(self, spec: EntrySpec, state: State) -> dict[str, Any]:
+        """Sends what the notebook changed since the newest version came here; all of it where the hub's isn't that one."""
+        part, same = without(state, self._known)
+        about: dict[str, Any] = {"run": self.run_id, "spec": spec.to_dict(), "about": self._about()}
+        data = part.to_bytes()
+        self.sent_bytes["states"] += len(data)
+        answer: dict[str, Any] = self.client.call("entry_open", **about, state=data, same=same)
+        if answer.get("whole"):
+            data = state.to_bytes()
+            self.sent_bytes["states"] += len(data)
+            answer = self.client.call("entry_open", **about, state=data)
+        return answer
 
     def _about(self) -> dict[str, Any] | None:
         """Where the entry stands, for a resume, and its plan in short, for the displays."""
@@ -250,9 +265,11 @@ class Lessor:
     def newest(self) -> State:
         assert self.run_id is not None
         try:
-            return State.from_bytes(self.client.call("state", run=self.run_id)["state"])
+            state = State.from_bytes(self.client.call("state", run=self.run_id)["state"])
         except HubDied:
             return self.newest_kept(self.run_id)
+        self._known = slot_digests(state)
+        return state
 
     def close(self, reason: str) -> State:
         try:

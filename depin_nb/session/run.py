@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class Run:
     """`status` is the last one known; `load_state` reads the newest merged version.
 
-    `sent_bytes`: what this kernel sent the hub for it: `program` (code and names, where they changed), `data` (each content once) and
-    `units` (indices or samples).
+    `sent_bytes`: what this kernel sent the hub for it: `program` (code and names, where they changed), `data` (each content once),
+    `units` (indices or samples) and `states` (what each loop entry begins with and the hub didn't have).
     """
 
     run_id: str

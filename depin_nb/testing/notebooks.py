@@ -12,6 +12,7 @@ from ..core.lease import EntrySpec
 from ..core.state import State
 from ..hub.client import typed
 from ..metering.meter import lease_cost
+from ..training.entering import slot_digests, without
 from .devices import first_state, log_of, program
 from .histories import STRATEGIES, NotebookPlan
 from .virtual import Process
@@ -136,7 +137,7 @@ class Notebook:
                     len(places),
                     contiguous=plan.leaves_at is not None and not strategy.solo,
                 )
-                opened = await self.ask("entry_open", run=self.run_id, spec=spec.to_dict(), state=state, about={"number": number})
+                opened = await self._opened(spec, state, number)
                 state = None
                 how, left = await self._loop(opened["entry"], number, places)
                 if how in ("stopped", "budget", "no-workers", "failed"):
@@ -149,6 +150,19 @@ class Notebook:
                 assert told["version"] == closed["version"], "the newest version is the one that the entry ended with"
                 self.final = told["version"], State.from_bytes(told["state"])
         return await self._finish("finished")
+
+    async def _opened(self, spec: EntrySpec, state: bytes | None, number: int) -> dict[str, Any]:
+        """Without `state`, as a kernel that changed nothing since the newest version came here."""
+        same: dict[str, bytes] = {}
+        if state is None:
+            assert self.final is not None
+            part, same = without(self.final[1], slot_digests(self.final[1]))
+            assert not part.tensors
+            state = part.to_bytes()
+        about = {"number": number}
+        opened = await self.ask("entry_open", run=self.run_id, spec=spec.to_dict(), state=state, about=about, same=same)
+        assert "whole" not in opened, "the hub has what the kernel has"
+        return dict(opened)
 
     async def _start(self, resume: str | None) -> dict[str, Any]:
         plan, prices = self.plan, self.world.prices

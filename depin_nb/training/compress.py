@@ -2,8 +2,9 @@
 
 How a slot travels follows from its kind, dtype and size alone (`_form`), so the bytes name no form and can't choose one:
 RAW new values (bit-exact); DELTA, a float32 difference; BLOCKS, a quantised difference (`quantize.py`, `thin.py`); SPARSE, the
-difference's largest values (`sparse.py`); BF16, values rounded to bfloat16. With 32 bits everything is RAW; with 2, large parameters are
-SPARSE and smaller ones as with 4. Optimizer state never travels as a quantised difference: `exp_avg_sq` must not become negative.
+difference's largest values (`sparse.py`); ROUNDED, values in 8 bits (`inner.py`), where they are few in bfloat16. With 32 bits
+everything is RAW; with 2, large parameters are SPARSE and smaller ones as with 4. Optimizer state never travels as a quantised
+difference: `exp_avg_sq` must not become negative.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from depin_nb.core.codec import TORCH_DTYPES, decode, encode
 from depin_nb.core.errors import CodecError
 from depin_nb.core.state import CARRIED, INNER, KINDS, PARAM, RNG, STEP, State
 
-from .packed import BF16, BLOCKS, DELTA, DENSE_BITS, RAW, SPARSE, Packed, Rounded, pieces
+from .inner import pack_inner
+from .packed import BLOCKS, DELTA, DENSE_BITS, RAW, ROUNDED, SPARSE, Packed, Rounded, pieces
 from .quantize import BLOCK, quantize
 from .sparse import CHUNK, sparsify
 from .thin import thinned
@@ -96,8 +98,8 @@ def _packed(name: str, kind: str, old: torch.Tensor | None, value: torch.Tensor,
     form = _form(kind, value.dtype, value.numel(), bits)
     if form == RAW:
         return value
-    if form == BF16:
-        return value.to(torch.bfloat16), _dtype_name(value)
+    if form == ROUNDED:
+        return pack_inner(value) or (value.to(torch.bfloat16), _dtype_name(value))
     assert old is not None  # only parameters come here, and they don't appear
     wide = torch.float64 if value.dtype == torch.float64 else torch.float32
     delta = (value.detach().to(wide) - old.detach().to(wide)).to(torch.float32)
@@ -186,7 +188,7 @@ def _read(kind: str, old: torch.Tensor | None, payload: Any, bits: int, change: 
         return 0
     value: torch.Tensor | Rounded
     if type(payload) is tuple:
-        value, form = Rounded.checked(payload), BF16
+        value, form = Rounded.checked(payload), ROUNDED
     elif isinstance(payload, torch.Tensor):
         value, form = payload, RAW
     else:
@@ -212,7 +214,7 @@ def _form(kind: str, dtype: torch.dtype, numel: int, bits: int) -> str:
         if bits == 2 and numel > CHUNK:
             return SPARSE
         return BLOCKS if numel > BLOCK else DELTA
-    return BF16 if kind == INNER and str(dtype) in ("torch.float32", "torch.float64") else RAW
+    return ROUNDED if kind == INNER and str(dtype) in ("torch.float32", "torch.float64") else RAW
 
 
 def _dtype_name(tensor: torch.Tensor) -> str:

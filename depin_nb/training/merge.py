@@ -179,9 +179,9 @@ class Accumulator:
             value.add_to(total, weight)
             self._touched(value.numel)
             return
-        flat, before = _flat(value), None if old is None else old.reshape(-1)
+        before = None if old is None else old.reshape(-1)
         for at in pieces(total.numel()):
-            part = flat[at].to(total.dtype)
+            part = _piece(value, at).to(total.dtype)
             if before is not None:
                 part = part - before[at].to(total.dtype)
             total[at].add_(part, alpha=weight)
@@ -271,9 +271,7 @@ def _new(old: torch.Tensor | None, value: torch.Tensor | Rounded | Packed) -> to
     """A contribution's value as the next version's."""
     if isinstance(value, Rounded):
         rounded = value
-        return Promised(
-            value.dtype, tuple(value.shape), lambda: (_flat(rounded)[at].to(rounded.dtype) for at in pieces(rounded.payload.numel()))
-        )
+        return Promised(value.dtype, tuple(value.shape), lambda: (rounded.piece(at) for at in pieces(rounded.payload.numel())))
     if not isinstance(value, Packed):
         return value
     assert old is not None, "what has no base has no difference from it"
@@ -303,8 +301,8 @@ def _weight(contribution: Contribution) -> int:
     return max(1, contribution.samples)
 
 
-def _flat(value: torch.Tensor | Rounded) -> torch.Tensor:
-    return (value.payload if isinstance(value, Rounded) else value).reshape(-1)
+def _piece(value: torch.Tensor | Rounded, at: slice) -> torch.Tensor:
+    return value.piece(at) if isinstance(value, Rounded) else value.reshape(-1)[at]
 
 
 def _zeros(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from depin_nb.core.errors import CodecError
 
 from . import sparse, thin
-from .quantize import AT_ONCE
+from .inner import check_inner, unpack_inner
+from .quantize import AT_ONCE, BLOCK
 
 if TYPE_CHECKING:
     import torch
 
-RAW, DELTA, BLOCKS, SPARSE, BF16 = "raw", "delta", "blocks", "sparse", "bf16"
+RAW, DELTA, BLOCKS, SPARSE, ROUNDED = "raw", "delta", "blocks", "sparse", "rounded"
 DENSE_BITS = {2: 4, 4: 4, 8: 8}  # of blocks
 
 
@@ -69,25 +70,28 @@ class Packed:
 
 @dataclass(frozen=True)
 class Rounded:
-    """A value of `dtype` that travelled as bfloat16."""
+    """Optimizer state of `dtype` that travelled as bfloat16, or in 8 bits (inner.py: `tops`, `signed`). Make it with `checked`."""
 
     payload: torch.Tensor
     dtype: torch.dtype
+    tops: torch.Tensor | None = None
+    signed: bool = False
 
     @classmethod
     def checked(cls, payload: Any) -> Rounded:
-        """Raises CodecError unless it is `(bfloat16 tensor, "float32" or "float64")`."""
+        """Raises CodecError unless it is `(bfloat16 tensor, "float32" or "float64")` or what `pack_inner` makes."""
         import torch
 
-        if (
-            type(payload) is not tuple
-            or len(payload) != 2
-            or not isinstance(payload[0], torch.Tensor)
-            or payload[0].dtype != torch.bfloat16
-        ):
-            raise CodecError("not a value in bfloat16")
+        if type(payload) is not tuple:
+            raise CodecError("not rounded optimizer state")
+        if len(payload) == 3:
+            check_inner(payload)
+            codes, tops, signed = payload
+            return cls(codes, tops.dtype, tops, signed)
+        if len(payload) != 2 or not isinstance(payload[0], torch.Tensor) or payload[0].dtype != torch.bfloat16:
+            raise CodecError("not rounded optimizer state")
         if payload[1] not in ("float32", "float64"):
-            raise CodecError("not a dtype that travels as bfloat16")
+            raise CodecError("not a dtype that travels rounded")
         return cls(payload[0], getattr(torch, payload[1]))
 
     @property
@@ -99,8 +103,15 @@ class Rounded:
         """Once it is dense."""
         return self.payload.numel() * self.dtype.itemsize
 
+    def piece(self, at: slice) -> torch.Tensor:
+        """Some of the values, as `pieces` cuts them."""
+        flat = self.payload.reshape(-1)[at]
+        if self.tops is None:
+            return flat.to(self.dtype)
+        return unpack_inner(flat, self.tops[at.start // BLOCK : -(-at.stop // BLOCK)], self.signed)
+
     def dense(self) -> torch.Tensor:
-        return self.payload.to(self.dtype)
+        return self.piece(slice(0, self.payload.numel())).reshape(self.shape)
 
 
 def pieces(numel: int) -> Iterator[slice]:

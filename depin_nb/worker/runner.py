@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -61,7 +61,7 @@ class Seat:
     """What this worker keeps of one run's entry between its leases.
 
     `version`, `state`: the version that the half's objects stand at and a copy of it, None when they stand at none (solo only).
-    `inner`: its own optimizer state (INNER and STEP slots).
+    `inner`: its own optimizer state (INNER and STEP slots), also from the entry before where the notebook left it alone.
     `line` grows with every report that is refused: what was built on such a one is of an older line.
     """
 
@@ -225,8 +225,10 @@ class LeaseRunner:
         key = (lease.run_id, lease.entry_id)
         seat = self._seats.get(key)
         if seat is None:
-            answer = self._ask("depin_entry", go, run=lease.run_id, entry=lease.entry_id)
-            seat = self._seats[key] = Seat(EntrySpec.from_dict(answer["spec"]))
+            before = self._seats.get((lease.run_id, lease.entry_id - 1))
+            own = State() if before is None else before.inner
+            answer = self._ask("depin_entry", go, run=lease.run_id, entry=lease.entry_id, own=bool(own.tensors))
+            seat = self._seats[key] = Seat(EntrySpec.from_dict(answer["spec"]), inner=_inner(answer, own))
             while len(self._seats) > MAX_SEATS:
                 self._seats.popitem(last=False)
         self._seats.move_to_end(key)
@@ -287,6 +289,16 @@ class LeaseRunner:
             return list(means)
 
         return reduce
+
+
+def _inner(answer: Mapping[str, Any], own: State) -> State:
+    """The optimizer state that a new entry begins with, beside what its first version has: this worker's own, or what the hub gives."""
+    from ..training.entering import inner_from_bytes
+
+    if answer.get("own_inner"):
+        return own
+    data = answer.get("inner")
+    return State() if data is None else inner_from_bytes(data, max_bytes=MAX_STATE_BYTES)
 
 
 def overlaid(base: State, inner: State) -> State:

@@ -13,6 +13,7 @@ from depin_nb.loop.halves.record import GangAborted, Outcome
 from depin_nb.training.allreduce import decode_grads, encode_grads
 from depin_nb.training.compress import decode_change
 from depin_nb.training.downlink import digest_of, encode_step
+from depin_nb.training.entering import inner_to_bytes
 from depin_nb.worker.blobs import BlobCache
 from depin_nb.worker.device import Pacer
 from depin_nb.worker.link import Dropped, Go
@@ -81,6 +82,9 @@ class FakeHub:
         self.had = []
         self.steps = None  # what is answered to a worker that holds a version, where versions travel by steps
         self.reduce_answer = None
+        self.goes_on = False  # whether the notebook left optimizer state alone
+        self.inner = None  # what a worker without its own gets
+        self.owned = []
 
     def ask(self, op, go, **request):
         if not go():
@@ -88,8 +92,10 @@ class FakeHub:
         self.asked.append(op)
         return getattr(self, op)(**request)
 
-    def depin_entry(self, run, entry):
-        return {"spec": self.spec.to_dict()}
+    def depin_entry(self, run, entry, own=False):
+        self.owned.append(own)
+        inner = {"own_inner": True} if own else {} if self.inner is None else {"inner": self.inner}
+        return {"spec": self.spec.to_dict(), **(inner if self.goes_on else {})}
 
     def depin_blob(self, run, digest):
         return {"data": PROGRAM}
@@ -179,6 +185,35 @@ def test_local_keeps_its_own_optimizer_state_but_takes_the_merged_weights():
     change = decode_change(second.report.change, hub.versions[1], max_bytes=1 << 20)
     assert change.kinds["optimizer/0/exp_avg"] == INNER  # the final lease sends it
     assert change.deltas["model/w"].mean().item() == pytest.approx(2.0, rel=0.2)
+
+
+def test_optimizer_state_goes_on_in_the_next_entry_where_the_notebook_left_it_alone():
+    hub = FakeHub(StrategyConfig("local", solo=False, bits=4))
+    hub.versions[1] = State({"model/w": torch.full((SIZE,), 10.0)}, {"model/w": PARAM})
+    runner, _ = runner_of(hub)
+    assert runner.run(lease_of(0, 3, 0, entry=1), Go()) is not None
+    hub.goes_on = True
+    second = runner.run(lease_of(0, 2, 1, entry=2), Go())
+    assert second.state.tensors["optimizer/0/step"].item() == 5
+    assert second.state.tensors["optimizer/0/exp_avg"].eq(5).all()
+    hub.goes_on = False
+    third = runner.run(lease_of(0, 2, 1, entry=3), Go())
+    assert third.state.tensors["optimizer/0/step"].item() == 2
+    assert hub.owned == [False, True, True]
+
+
+def test_who_has_no_optimizer_state_of_its_own_takes_the_newest():
+    hub = FakeHub(StrategyConfig("local", solo=False, bits=4))
+    inner = {"optimizer/0/exp_avg": torch.full((SIZE,), 7.0), "optimizer/0/step": torch.tensor(7.0)}
+    hub.inner = inner_to_bytes(State(inner, {"optimizer/0/exp_avg": INNER, "optimizer/0/step": STEP}))
+    hub.goes_on = True
+    hub.versions[9] = hub.versions[0]
+    runner, _ = runner_of(hub)
+    first = runner.run(lease_of(0, 2, 9, entry=4), Go())
+    assert first.state.tensors["optimizer/0/step"].item() == 9
+    assert first.state.tensors["optimizer/0/exp_avg"].eq(9).all()
+    runner.run(lease_of(0, 2, 9, entry=6), Go())  # it had no lease of entry 5: what it holds is of long ago
+    assert hub.owned == [False, False]
 
 
 def test_local_sends_no_optimizer_state_before_the_end():

@@ -121,6 +121,7 @@ class Player:
                 if world.hub is not None:
                     world.hub.release()
             finally:
+                clock.lift()
                 _cancel_all(loop)
                 loop.close()
         if not found:

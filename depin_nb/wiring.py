@@ -69,9 +69,10 @@ def current() -> Session:
 
 
 def down() -> None:
-    """Stops the hub and its workers; everything stays in the journal."""
+    """Stops the hub and its workers, also those that a killed hub has left; everything stays in the journal."""
     global _session
     from .hub.launch import find_hub, stop_hub
+    from .hub.processes import end_left
 
     if _session is not None:
         _session.close()
@@ -79,6 +80,8 @@ def down() -> None:
     info = find_hub()
     if info is not None:
         stop_hub(info)
+    else:
+        end_left()
 
 
 def runs() -> list[dict[str, Any]]:

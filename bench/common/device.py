@@ -45,7 +45,7 @@ def main() -> int:
     base.profiles = lambda: known  # type: ignore[assignment]
     port = int(args.scheduler.rpartition(":")[2])
     signal.signal(signal.SIGUSR1, lambda *_: cut(port))
-    return agent.main([args.scheduler, "--name", args.name, "--profile", PRICED_AS, "--backend", "depin", "--until-stdin-closes"])
+    return agent.main([args.scheduler, "--name", args.name, "--profile", PRICED_AS, "--backend", "depin", "--of-hub"])
 
 
 if __name__ == "__main__":

@@ -69,9 +69,9 @@ def fleet_order() -> tuple[str, ...]:
 
 
 def worker_command(scheduler: str, name: str, profile_name: str, backend: str) -> tuple[list[str], dict[str, str]]:
-    """The argv and extra environment of a worker process that dials `scheduler` and ends when its standard input closes."""
+    """The argv and extra environment of a worker process that dials `scheduler`; the hub ends it."""
     argv = [sys.executable, "-m", "depin_nb.worker", scheduler, "--name", name, "--profile", profile_name, "--backend", backend]
-    return [*argv, "--until-stdin-closes"], dict(WORKER_ENV)
+    return [*argv, "--of-hub"], dict(WORKER_ENV)
 
 
 def free_names(stem: str, count: int, existing: Sequence[str], *, suffix: str = "") -> list[str]:

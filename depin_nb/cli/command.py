@@ -74,10 +74,12 @@ def scale(arguments: argparse.Namespace) -> int:
 
 def down(_: argparse.Namespace) -> int:
     from ..hub.launch import find_hub, stop_hub
+    from ..hub.processes import end_left
 
     info = find_hub()
     if info is None:
-        print("no hub is running")
+        left = end_left()
+        print("no hub is running" + (f"; {left} workers of one that was killed have ended" if left else ""))
         return 0
     stop_hub(info)
     print(f"hub {info.hub_id} has ended; its runs stay in {config.journal_file()}")
@@ -102,10 +104,11 @@ def runs(arguments: argparse.Namespace) -> int:
 
 def run_info(arguments: argparse.Namespace) -> int:
     from ..hub.records.journal import Journal
+    from ..hub.records.orphaned import orphaned
 
     journal = Journal(config.journal_file(), writing=False)
     try:
-        row = asdict(journal.run(arguments.run))
+        row = asdict(orphaned(journal.run(arguments.run)))
     finally:
         journal.close()
     show(arguments, row, lambda: tables.run(row))

@@ -113,6 +113,10 @@ class HubDied(HubError):
     default_hint = "`%depin up` starts it again from its journal; nothing that was merged is lost."
 
 
+class HubRestarted(HubDied):
+    """Another hub has the run by now, and waits for its notebook. Fields: run_id."""
+
+
 class NoWorkers(HubError):
     """No worker is there to take a lease."""
 

@@ -18,7 +18,7 @@ from depin_nb.hub.build import Parts, build
 from depin_nb.hub.coordinator import Coordinator
 from depin_nb.hub.detached.runs import Detached
 from depin_nb.hub.fleet import Fleet
-from depin_nb.hub.info import HubInfo
+from depin_nb.hub.info import HubInfo, last_file, last_port
 from depin_nb.hub.plugin import CoordinatorPlugin, answering
 from depin_nb.hub.status_api import StatusApi
 
@@ -49,7 +49,7 @@ class Hub:
     def __init__(self, *, host: str, idle_timeout_s: float | None) -> None:
         self.hub_id = secrets.token_hex(3)
         self.backends: dict[str, Backend] = {b.name: b for b in (LocalBackend(), SimulatedBackend())}
-        self.fleet = Fleet(self.backends, host=host, notice=self._notice)
+        self.fleet = Fleet(self.backends, host=host, port=last_port(), notice=self._notice)
         self.api = StatusApi(self, host=host)
         self.info: HubInfo | None = None
         self._host = host
@@ -74,6 +74,7 @@ class Hub:
             await self._until_end()
         finally:
             config.hub_file().unlink(missing_ok=True)
+            last_file().unlink(missing_ok=True)
             await self._stop()
             log.info("hub %s has ended", self.hub_id)
 
@@ -95,6 +96,9 @@ class Hub:
         }
         for op, method in operations.items():
             handlers[f"depin_{op}"] = answering(method)
+        adopted = await self.fleet.adopt()
+        if adopted:
+            log.info("workers of the hub that was killed: %s", ", ".join(adopted))
         await self.api.start()
         self.info = HubInfo(
             hub_id=self.hub_id,

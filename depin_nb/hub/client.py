@@ -70,6 +70,15 @@ class HubClient:
             raise typed(answer["error"])
         return answer
 
+    def renew(self, info: HubInfo) -> None:
+        """From now on calls go to that hub, over a new connection. Whoever holds this client goes on with it."""
+        if self._closed:
+            raise HubError("the connection to the hub is closed", hint="Connect again.")
+        with suppress(Exception):
+            self._on_loop(self._rpc.close_rpc(), 2.0)
+        self.info, self._gone = info, False
+        self._rpc = self._on_loop(self._connect())
+
     def close(self) -> None:
         """Closes the connection; the hub goes on."""
         if self._closed:

@@ -19,11 +19,13 @@ from depin_nb.hub.kernel_ops import KernelOps
 from depin_nb.hub.leases.entry import Entry
 from depin_nb.hub.leases.giving import Giving
 from depin_nb.hub.leases.members import Member, Members
+from depin_nb.hub.leases.returning import Returning
 from depin_nb.hub.leases.taking import Taking
 from depin_nb.hub.leases.watch import Watch
-from depin_nb.hub.records import resumable
+from depin_nb.hub.records import lent, resumable
 from depin_nb.hub.records.blobs import BlobStore
 from depin_nb.hub.records.journal import Journal
+from depin_nb.hub.records.reopening import REOPEN_S, Reopening
 from depin_nb.hub.records.replays import ReplayFiles
 from depin_nb.hub.records.resuming import Resuming
 from depin_nb.hub.run import Run
@@ -100,7 +102,9 @@ class Coordinator:
         self.taking = Taking(self)
         self.watch = Watch(self)
         self.commits = Commits(self)
+        self.returning = Returning(self)
         self.resuming = Resuming(self)
+        self.reopening = Reopening(self)
         self.checkpoints = Checkpoints(self, CheckpointFiles(home / "runs"))
         self.transfers = Transfers(self)
         self.kernel = KernelOps(self)
@@ -147,25 +151,33 @@ class Coordinator:
     # --- life -----------------------------------------------------------------------------------------
 
     async def recover(self) -> list[str]:
-        """After a start: runs that a killed hub left running are interrupted, and all that isn't settled is. Returns their ids."""
+        """After a start: runs that a killed hub left running wait for their notebooks. Those that can't go on are interrupted, and all that
+        isn't settled is. Returns the ids of the latter."""
 
         def mark() -> list[str]:
             running, unsettled = self.journal.unfinished()
-            with self.journal.transaction():
-                for run_id in running:
+            waiting = [run for run_id in running if self.reopening.able(run_id) and (run := self.reopening.waiting(run_id)) is not None]
+            self.runs.update((run.run_id, run) for run in waiting)
+            cut = [run_id for run_id in running if run_id not in self.runs]
+            with self.journal.transaction() as connection:
+                for run in waiting:
+                    resumable.set_lost(connection, run.run_id, self.clock.now())
+                for run_id in cut:
                     self.journal.end_run(run_id, state="interrupted", message="its hub ended", at=self.clock.now())
-                    resumable.set_cut(self.journal.connection, run_id)
-            return [*running, *unsettled]
+                    resumable.set_cut(connection, run_id)
+                    lent.drop(connection, run_id)
+            return [*cut, *unsettled]
 
         left = await self.in_books(mark)
         for run_id in left:
             try:
-                await self.in_books(self._settle, run_id)
+                result = await self.in_books(self._settle, run_id)
+                await self.in_books(self.reopening.sum_up, run_id, result)
             except DepinError as error:
                 log.warning("%s could not be settled: %s", run_id, error.message)
         await self.in_books(self.resuming.retire)
         await self.in_executor(self.blobs.prune)
-        await self.in_executor(self.transfers.start)
+        await self.in_executor(self.transfers.start, set(self.runs))
         return left
 
     def _settle(self, run_id: str) -> Settlement | None:
@@ -190,8 +202,12 @@ class Coordinator:
         """Deadlines, silent kernels, and rounds that waited for a member on its way."""
         now = self.clock.monotonic()
         self.watch.tick()
+        self.returning.tick(now)
         for run in list(self.runs.values()):
-            if not run.polls and now - run.seen_s > KERNEL_SILENT_S and not run.finishing.locked():
+            if run.waiting_s is not None:
+                if now - run.waiting_s > REOPEN_S and not run.finishing.locked():
+                    self.spawn(self.finish(run, "interrupted", "its hub was killed, and its notebook didn't come back", cut=True))
+            elif not run.polls and now - run.seen_s > KERNEL_SILENT_S and not run.finishing.locked():
                 self.spawn(self.finish(run, "interrupted", "its kernel hasn't called for two minutes", cut=True))
 
     def spawn(self, work: Any) -> None:
@@ -280,6 +296,7 @@ class Coordinator:
 
         def end() -> None:
             self.journal.end_run(run.run_id, state=run.state, message=message, at=self.clock.now())
+            lent.drop(self.journal.connection, run.run_id)
             if cut:
                 resumable.set_cut(self.journal.connection, run.run_id)
 

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
@@ -52,6 +53,20 @@ class HubInfo:
 
 def lock_file() -> Path:
     return config.home() / "hub.lock"
+
+
+def last_file() -> Path:
+    """hub.json of a hub that was killed."""
+    return config.home() / "hub.last.json"
+
+
+def last_port() -> int:
+    """Where the scheduler of the killed hub listened: its workers dial there first. 0 when there was none."""
+    try:
+        port = json.loads(last_file().read_text())["scheduler"].rpartition(":")[2]
+        return int(port)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return 0
 
 
 def log_file() -> Path:
@@ -121,7 +136,7 @@ def hub_pid() -> int | None:
 
 
 def hold_home() -> FileLock | None:
-    """Makes this process the hub of its state folder, or None when another one is. Forgets what a killed hub left in hub.json."""
+    """Makes this process the hub of its state folder, or None when another one is. A killed hub's hub.json counts no more."""
     lock = FileLock(lock_file())
     for _ in range(20):
         if lock.acquire():
@@ -129,6 +144,7 @@ def hold_home() -> FileLock | None:
         time.sleep(0.05)  # somebody who only looks holds the lock for microseconds
     else:
         return None
-    config.hub_file().unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        os.replace(config.hub_file(), last_file())
     lock.write(str(os.getpid()))
     return lock

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from depin_nb.core.amount import Amount, parse
-from depin_nb.core.errors import HubError, NoSuchRun, UsageError
+from depin_nb.core.errors import DiskFull, HubError, HubRestarted, JournalError, NoSuchRun, UsageError
 from depin_nb.core.lease import EntrySpec, Unit
 from depin_nb.core.packages import checked, other_versions
 from depin_nb.core.state import State
@@ -16,7 +17,7 @@ from depin_nb.hub.records import resumable
 from depin_nb.hub.records.resuming import MAX_TEXT
 from depin_nb.hub.run import Run
 from depin_nb.hub.snapshot import device_dict
-from depin_nb.hub.starting import Start, begin
+from depin_nb.hub.starting import Start, begin, begun
 from depin_nb.hub.starting import resume as start_again
 from depin_nb.training.downlink import same_weights
 from depin_nb.training.entering import composed, same_inner
@@ -49,6 +50,8 @@ class KernelOps:
             if ended is None:
                 raise NoSuchRun(f"{run!r} is not an active run", run_id=run)
             raise HubError(f"{run} has ended: {ended.state}{f' ({ended.message})' if ended.message else ''}", hint="Run the cell again.")
+        if found.waiting_s is not None:
+            raise HubRestarted(f"the hub was killed and is back; {run} waits for its notebook", run_id=run)
         found.seen_s = self._hub.clock.monotonic()
         self._hub.resuming.kernel_back(found)
         return found
@@ -75,8 +78,9 @@ class KernelOps:
         asked: dict[str, Any] | None = None,
         resume: str | None = None,
         keep: bool = True,
+        ticket: str = "",
     ) -> dict[str, Any]:
-        """Opens a run, its journal and its vault.
+        """Opens a run, its journal and its vault. Asked again with the same `ticket` (after a hub was killed), it is the same run.
 
         `asked`: the user's options, for a later resume (`keep=False`: this run can't be resumed). `resume`: the run that this one continues
         ("": the newest of the same cell); what isn't given is taken from it, and the answer has its loop entries and its options.
@@ -93,14 +97,20 @@ class KernelOps:
             notices=tuple(map(str, notices)),
             asked=dict(asked or {}),
             keep=bool(keep),
+            ticket=str(ticket)[:64],
         )
+        if ticket and (known := next((r for r in self._hub.runs.values() if r.ticket == ticket), None)) is not None:
+            return await begun(self._hub, known)
         return await begin(self._hub, said) if resume is None else await start_again(self._hub, said, str(resume))
 
     async def run_finish(self, run: str, outcome: str, message: str = "") -> dict[str, Any]:
         """Ends a run and settles it. Finishing it again answers the same."""
         ended = self._hub.ended.get(run)
         if ended is None:
-            active = self._run(run)
+            active = self._hub.runs.get(run)
+            if active is None and (summary := self._hub.journal.run(run).summary) is not None:
+                return {"status": summary}  # by a hub that was killed since
+            active = active or self._run(run)
             if outcome == "interrupted" and active.state == "stopping":
                 outcome = "stopped"  # a detached run that was stopped outside its loop
             await self._hub.finish(active, outcome, message or active.note)
@@ -134,16 +144,20 @@ class KernelOps:
         state: bytes | None = None,
         about: dict[str, Any] | None = None,
         same: dict[str, bytes] | None = None,
+        entry: int | None = None,
     ) -> dict[str, Any]:
         """Opens the next loop entry on `state`, or on the run's newest version. One that is still open is closed.
 
         `same`: slots that aren't in `state` because the newest version has them, by digest (training/entering.py). Where it hasn't,
         nothing is opened and the answer is `{"whole": True}`: the kernel sends its state whole.
+        `entry`: which one it will be; one that is open already is answered as it is (the first answer was lost with its hub).
         `about`, journalled for a resume: number (of the loop entry in its cell: one that goes on keeps it), header, where, generators;
         for the displays: loop and strategy, as sentences.
         """
         hub, active = self._hub, self._run(run)
         opened = EntrySpec.from_dict(spec)
+        if (is_open := active.entry) is not None and is_open.entry_id == entry:
+            return {"entry": is_open.entry_id, "version": is_open.base_version}
         site = hub.resuming.number_of(active, opened, about)
         if lacking := await hub.in_executor(hub.blobs.missing, [opened.program, *opened.blobs]):
             raise HubError(f"{len(lacking)} blobs of this entry weren't sent", hint="Run the cell again.")
@@ -175,12 +189,13 @@ class KernelOps:
         active.where = str(told.get("loop") or active.where)[:MAX_TEXT]
         active.strategy = str(told.get("strategy") or active.strategy or opened.strategy.name)[:MAX_TEXT]
         active.number, active.done_before = site["number"], hub.resuming.done_before(active, site["number"], opened)
-        entry = Entry(run, number, opened, version)
-        await hub.resuming.restore(active, entry, active.number)
-        entry.program_bytes = sum(hub.blobs.size(d) for d in (opened.program, *opened.blobs))
+        begun_entry = Entry(run, number, opened, version)
+        begun_entry.life = active.life
+        await hub.resuming.restore(active, begun_entry, active.number)
+        begun_entry.program_bytes = sum(hub.blobs.size(d) for d in (opened.program, *opened.blobs))
         if active.state == "stopping":
-            entry.halt = "stopped"  # the stop came between two entries
-        active.entry = entry
+            begun_entry.halt = "stopped"  # the stop came between two entries
+        active.entry = begun_entry
         active.state = "running" if active.state == "planning" else active.state
         active.without_workers_s = None
         hub.changed.notify()
@@ -197,6 +212,7 @@ class KernelOps:
     def units(self, run: str, entry: int, units: Iterable[tuple[int, bytes, int]], closed: bool = False) -> dict[str, Any]:
         active, found = self._entry(run, entry)
         found.feed([Unit(int(i), bytes(data), int(samples)) for i, data, samples in units], bool(closed))
+        self._hub.returning.sort_out(active)
         self._hub.giving.dispatch()
         found.told_want = self._hub.giving.want(active, found)
         return {"want": found.told_want}
@@ -277,13 +293,22 @@ class KernelOps:
         """Ends an entry: `done` and `exit` after its last result, `interrupt` and `error` at any time. Answers the newest version."""
         if reason not in REASONS:
             raise UsageError(f"an entry is closed as {', '.join(REASONS)}, not {reason!r}")
-        active, _ = self._entry(run, entry)
-        await self._hub.close_entry(active, reason)
+        active = self._run(run)
+        if active.entry is not None or active.entries != entry:  # else: closed by a hub that was killed since
+            active, _ = self._entry(run, entry)
+            await self._hub.close_entry(active, reason)
         return {"version": active.version}
+
+    async def run_reopen(self, run: str, after: int = 0) -> dict[str, Any]:
+        """After a hub was killed: the run goes on in this one. The kernel sends again every unit of which it has no result.
+
+        `after`: the iteration up to which it has results. Answers the entry that is open (0: none).
+        """
+        return await self._hub.reopening.reopen(run, int(after))
 
     def alive(self, run: str) -> None:
         """The run's kernel is known to live: its connection is open."""
-        if (active := self._hub.runs.get(run)) is not None:
+        if (active := self._hub.runs.get(run)) is not None and active.waiting_s is None:
             active.seen_s = self._hub.clock.monotonic()
             self._hub.resuming.kernel_back(active)
 
@@ -299,6 +324,8 @@ class KernelOps:
         active = self._hub.runs.get(run)
         if active is None:
             raise NoSuchRun(f"{run!r} is not an active run", run_id=run)
+        if active.waiting_s is not None and action != "stop":
+            raise HubRestarted(f"the hub was killed and is back; {run} waits for its notebook", run_id=run)
         now = self._hub.clock.now()
         if action == "pause":
             if active.state == "running":
@@ -309,7 +336,10 @@ class KernelOps:
                 active.state = "running"
                 active.say("resumed", now)
         elif action == "stop":
-            self._stop(active)
+            if active.waiting_s is not None:
+                await self._hub.finish(active, "stopped", "it was stopped while it waited for its notebook")
+            else:
+                self._stop(active)
         elif action == "budget":
             await self._raise_budget(active, amount_of(value))
         else:
@@ -318,6 +348,9 @@ class KernelOps:
             active.entry.changed.notify()
         self._hub.giving.dispatch()
         self._hub.changed.notify()
+        if not active.ended:
+            with suppress(JournalError, DiskFull):  # it holds all the same; only a killed hub would forget it
+                await self._hub.flush(active, lambda: None)
         return {"status": self._hub.status(active).to_dict()}
 
     def _stop(self, run: Run) -> None:
@@ -344,6 +377,7 @@ class KernelOps:
         run.budget, run.cap = run.budget.raise_to(cap_dpn), cap
         run.warned = run.budget.warning
         run.say("budget", self._hub.clock.now(), f"The budget is now {cap}.")
+        await self._hub.flush(run, lambda: self._hub.journal.set_budget(run.run_id, cap.to_dict()))
         if run.entry is not None and run.entry.halt == "budget":
             run.entry.halt = ""
 

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 TICK_S = 0.25
 KERNEL_OPS = (
     "run_start", "run_finish", "blob_missing", "blob_put", "entry_open", "units", "results", "state", "entry_close", "replay", "kept",
-    "needs", "output",
+    "needs", "output", "run_reopen",
 )  # fmt: skip
 SHARED_OPS = ("control", "status")  # kernels, displays and the command line
 WORKER_OPS = ("join", "lease", "entry", "blob", "version", "reduce", "report", "alive", "say", "link", "part", "put")

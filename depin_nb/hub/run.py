@@ -19,6 +19,7 @@ from depin_nb.metering.price import PriceBook
 
 if TYPE_CHECKING:
     from depin_nb.core.state import State
+    from depin_nb.hub.records.lent import Lent
     from depin_nb.hub.records.resuming import Past
     from depin_nb.hub.versions.references import Reference
     from depin_nb.training.merge import OuterState
@@ -115,6 +116,13 @@ class Run:
     past: Past | None = None
     continues: str | None = None
     lost: bool = False  # its kernel's connection is closed
+    waiting_s: float | None = None  # since when it waits for its notebook, after its hub was killed (monotonic)
+    reopened_s: float | None = None  # since when it goes on, as long as workers may bring leases back
+    life: int = 0  # how often it was reopened
+    asked: str = ""  # of a reopened one: the state in which its user had put it
+    ticket: str = ""  # what its kernel calls it before it has an id
+    lent: deque[Lent] = field(default_factory=lambda: deque(maxlen=MAX_BACKLOG))  # to be written down
+    away: dict[str, Lent] = field(default_factory=dict)  # leases that a killed hub lent
     keeps: bool = True  # what going on would need
     kept_bytes: int = 0
     ends: set[int] = field(default_factory=set)  # versions at the ends of loop entries
@@ -147,6 +155,12 @@ class Run:
             self.notices.append(notice)
             data["text"] = notice
         self.events.append(Event(self.run_id, kind, at, data))
+
+    def take_lent(self) -> list[Lent]:
+        """Leases given that are yet to be written down; the caller does it."""
+        rows = list(self.lent)
+        self.lent.clear()
+        return rows
 
     def drain(self) -> tuple[list[LeaseRow], list[Event]]:
         """What is yet to be journalled; the caller writes it."""

@@ -34,6 +34,7 @@ class Start:
     notices: tuple[str, ...] = ()
     asked: dict[str, Any] = field(default_factory=dict)
     keep: bool = True
+    ticket: str = ""
 
     def continuing(self, past: Past) -> Start:
         """With what isn't given as the run of then had it."""
@@ -55,6 +56,16 @@ async def begin(hub: Coordinator, said: Start) -> dict[str, Any]:
     cap_dpn = None if said.cap is None else hub.prices.to_dpn(said.cap)
     run = await _open(hub, said, cap_dpn, None)
     return {"run_id": run.run_id, "status": hub.status(run).to_dict()}
+
+
+async def begun(hub: Coordinator, run: Run) -> dict[str, Any]:
+    """The same answer again, for a kernel whose first one was lost with its hub."""
+    await hub.reopening.reopen(run.run_id, 0)
+    answer: dict[str, Any] = {"run_id": run.run_id, "status": hub.status(run).to_dict()}
+    if run.past is not None:
+        asked = await hub.in_books(lambda: resumable.asked(hub.journal.connection, run.run_id))
+        answer.update(continues=run.continues, past=run.past.outline(), asked=asked["options"])
+    return answer
 
 
 async def resume(hub: Coordinator, said: Start, wanted: str) -> dict[str, Any]:
@@ -93,6 +104,7 @@ async def _open(hub: Coordinator, said: Start, cap_dpn: Amount | None, past: Pas
         passes=said.passes,
         most_workers=said.workers,
         keeps=said.keep,
+        ticket=said.ticket,
     )
     run.meter.start(0.0)
     if past is not None:
@@ -104,7 +116,7 @@ async def _open(hub: Coordinator, said: Start, cap_dpn: Amount | None, past: Pas
                 run_id, name=run.name, where=run.where, source=run.source, strategy=run.strategy, backend=run.backend,
                 budget=None if run.cap is None else run.cap.to_dict(), at=now,
             )  # fmt: skip
-            asked = {"options": said.asked, "passes": said.passes}
+            asked = {"options": said.asked, "passes": said.passes, "workers": said.workers, "ticket": said.ticket}
             resumable.add_run(connection, run_id, source=run.source, asked=asked, continues=run.continues, kept=said.keep)
         try:
             hub.ledger.open_run(run_id, None if cap_dpn is None else cap_dpn.units)

@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from depin_nb.hub.coordinator import Coordinator
 
 MAX_LINK_BYTES = 256 << 10
+MAX_BROUGHT = 64  # leases that a worker may bring back
 MAX_LOG_BYTES = 64 << 20
 MAX_WAIT_S = 60.0
 EXITS = ("", "break", "return", "error")
 UNABLE = ("DatasetDiffers", "MissingPackage", "WithheldError", "ShipError")  # why a program can't be run at all, in a worker's own words
 LATE = "this lease is no longer yours"
+NOT_YET = "its run waits for its notebook"
 
 
 def checked_report(data: Any, record: LeaseRecord) -> Report:
@@ -99,8 +101,12 @@ class WorkerOps:
             raise HubError(f"entry {entry} of {run.run_id} is closed")
         return run.entry
 
-    def join(self, worker: str, profile: str, wallet: str, facts: dict[str, Any] | None = None) -> dict[str, Any]:
-        """A worker is here. Joining again replaces what it said before. Raises ConfigError for a profile without price."""
+    def join(self, worker: str, profile: str, wallet: str, facts: dict[str, Any] | None = None, held: Sequence[str] = ()) -> dict[str, Any]:
+        """A worker is here. Joining again replaces what it said before. Raises ConfigError for a profile without price.
+
+        `held`: leases that it has from a hub that is gone. `keep` in the answer are those that it may go on with and hand in; those of
+        them in `later` once their notebook is back.
+        """
         hub = self._hub
         hub.prices.price(profile)
         if not isinstance(worker, str) or not isinstance(wallet, str) or not is_address(wallet):
@@ -112,8 +118,10 @@ class WorkerOps:
         )
         for run in hub.runs.values():
             run.without_workers_s = None
+        member = hub.members[worker]
+        keep = hub.returning.joined(member, [i for i in held[:MAX_BROUGHT] if isinstance(i, str)])
         hub.changed.notify()
-        return {"session": hub.members[worker].session}
+        return {"session": member.session, "keep": keep, "later": [i for i in keep if i not in member.held]}
 
     def link(self, worker: str, data: bytes = b"", want: int = 0) -> dict[str, Any]:
         """Takes `data` and gives back `want` bytes: what a worker measures its link by, before it joins. Nothing is kept or counted."""
@@ -259,12 +267,14 @@ class WorkerOps:
         return {"data": mean}
 
     def alive(self, worker: str, lease: str, held: Sequence[str] = ()) -> dict[str, Any]:
-        """`go`: whether the lease at work is wanted; `drop`: those of `held` that aren't."""
+        """`go`: whether the lease at work is wanted; of `held`, `drop` aren't, and `later` aren't to be handed in yet."""
         member = self._hub.members.get(worker)
         if member is None:
             return {"go": False, "drop": list(held)}
         member.seen_s, member.chatty = self._hub.clock.monotonic(), True
-        return {"go": lease in member.held, "drop": [i for i in held if i not in member.held]}
+        others = [i for i in held if i not in member.held]
+        later = [i for i in others if self._hub.returning.expected(member, i)]
+        return {"go": lease in member.held or lease in later, "drop": [i for i in others if i not in later], "later": later}
 
     def say(self, worker: str, run: str, lease: str, data: bytes) -> dict[str, Any]:
         """What a whole cell said: kept in order for the kernel, as far as there is room. Only from the worker that holds the lease."""
@@ -288,6 +298,8 @@ class WorkerOps:
         run = hub.runs.get(member.held.get(lease_id, "")) if isinstance(lease_id, str) else None
         entry = run.entry if run is not None else None
         record = entry.record(lease_id) if entry is not None and isinstance(lease_id, str) else None
+        if isinstance(lease_id, str) and record is None and hub.returning.expected(member, report["lease_id"]):
+            return {"accepted": False, "reason": NOT_YET, "again": True}
         if run is None or entry is None or record is None or record.state is not LeaseState.LEASED:
             return {"accepted": False, "reason": LATE}
         record.go(Trigger.SUBMIT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from ..training.strategy import choose
 from .options import TrainOptions
 from .plan import Plan
 from .planning import Fitness, caveats, make_plan
+from .reconnecting import Reconnecting
 from .resuming import Journalled
 from .suiting import suit
 
@@ -49,7 +51,8 @@ class Lessor:
         newest_kept: Callable[[str], State],
         dry_run: bool = False,
     ) -> None:
-        self.client, self.options, self.backend, self.source = client, options, backend, source
+        self.client = Reconnecting(client, lambda: self.run_id, self._reopen)
+        self.options, self.backend, self.source = options, backend, source
         self.workers = workers[: options.workers] if options.workers else workers
         self.on_status, self.newest_kept, self.dry_run = on_status, newest_kept, dry_run
         self.run_id: str | None = None
@@ -61,6 +64,10 @@ class Lessor:
         self.past: Journalled | None = None  # of a resumed run
         self._entering: Entering | None = None
         self._after = 0
+        self._entries = 0  # opened of this run
+        self._fed: dict[int, tuple[int, bytes, int]] = {}  # units of which there is no result yet
+        self._closed = False
+        self._ticket = secrets.token_hex(8)
         self._reason = ""
         self._fitness = Fitness()
         self._sent: set[str] = set()
@@ -92,6 +99,7 @@ class Lessor:
             workers=self.options.workers,
             asked=self.options.asked(),
             resume=run,
+            ticket=self._ticket,
         )
         self.run_id = answer["run_id"]
         self.options = self.options.resumed(answer["asked"])
@@ -156,6 +164,7 @@ class Lessor:
             workers=self.options.workers,
             notices=plan.notices(),
             asked=self.options.asked(),
+            ticket=self._ticket,
         )
         self.run_id = answer["run_id"]
 
@@ -192,14 +201,16 @@ class Lessor:
         if self.plan is not None:
             self.plan = replace(self.plan, strategy=spec.strategy, reason=self._reason)
         spec = replace(spec, program=program, blobs=tuple(shipment.blobs), strategy=self._paced(spec), packages=packages)
+        self.entry, self._after, self._closed = None, spec.first, False
+        self._fed.clear()
         answer = self._entry_open(spec, state)
-        self.entry, self._after = answer["entry"], spec.first
+        self.entry = self._entries = answer["entry"]
         return 2 * max(1, len(self.workers))
 
     def _entry_open(self, spec: EntrySpec, state: State) -> dict[str, Any]:
         """Sends what the notebook changed since the newest version came here; all of it where the hub's isn't that one."""
         part, same = without(state, self._known)
-        about: dict[str, Any] = {"run": self.run_id, "spec": spec.to_dict(), "about": self._about()}
+        about: dict[str, Any] = {"run": self.run_id, "spec": spec.to_dict(), "about": self._about(), "entry": self._entries + 1}
         data = part.to_bytes()
         self.sent_bytes["states"] += len(data)
         answer: dict[str, Any] = self.client.call("entry_open", **about, state=data, same=same)
@@ -227,6 +238,8 @@ class Lessor:
     def feed(self, units: list[Unit], *, closed: bool) -> int:
         wire = [(u.index, u.data, u.samples) for u in units]
         self.sent_bytes["units"] += sum(len(u.data) for u in units)
+        self._fed.update((unit[0], unit) for unit in wire)
+        self._closed = self._closed or closed
         answer = self.client.call("units", run=self.run_id, entry=self.entry, units=wire, closed=closed)
         return int(answer["want"])
 
@@ -235,8 +248,19 @@ class Lessor:
         self._tell(answer["status"])
         parts = tuple(Part(p["first"], tuple(p["logs"]), p["left"], p["exit"]) for p in answer["leases"])
         if parts:
+            for index in range(self._after, parts[-1].first + len(parts[-1].logs)):
+                self._fed.pop(index, None)
             self._after = parts[-1].first + len(parts[-1].logs)
+            self.client.gained()
         return Results(parts, int(answer["want"]), answer["state"], self._error(answer))
+
+    def _reopen(self) -> None:
+        """The run goes on at another hub, which is told again of every unit of which there is no result."""
+        client = self.client.client
+        answer = client.call("run_reopen", run=self.run_id, after=self._after)
+        if self.entry is not None and answer["entry"] == self.entry:
+            client.call("units", run=self.run_id, entry=self.entry, units=list(self._fed.values()), closed=self._closed)
+        self._tell(answer["status"])
 
     def _tell(self, status: dict[str, Any]) -> None:
         self.status = Status.from_dict(status)

@@ -6,15 +6,15 @@ from typing import Any
 
 from ..core.lease import DRAWN_BYTES, EntrySpec
 from ..core.state import State
-from ..hub.client import HubClient
 from ..loop.contract import Part
 from ..loop.resume import Chapter
+from .reconnecting import Reconnecting
 
 
 class Journalled:
     """`loop.resume.Past` of the run `run_id`, which goes on as `going_on`; `told`: the loop entries as `depin_run_start` answers them."""
 
-    def __init__(self, client: HubClient, run_id: str, going_on: str, told: list[dict[str, Any]]) -> None:
+    def __init__(self, client: Reconnecting, run_id: str, going_on: str, told: list[dict[str, Any]]) -> None:
         self.run_id = run_id
         self._client, self._going_on = client, going_on
         self._chapters = {c["number"]: _chapter(c) for c in told}

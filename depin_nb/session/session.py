@@ -38,8 +38,13 @@ class Session:
     """What `depin_nb.connect` and `%depin up` give. `budget` holds for each run that names none of its own."""
 
     def __init__(self, info: HubInfo, *, backend: str = "local", budget: Amount | None = None) -> None:
-        self.info, self.backend, self.budget = info, backend, budget
+        self.backend, self.budget = backend, budget
         self.hub = HubClient(info)
+
+    @property
+    def info(self) -> HubInfo:
+        """The hub that it is connected to: another one where a run outlived the first."""
+        return self.hub.info
 
     # --- Dask --------------------------------------------------------------------------------------------
 

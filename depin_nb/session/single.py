@@ -100,6 +100,7 @@ class Single:
             notices=[*shipment.caveats, *stays, f"paid by time, at most {self.limit_s:g} s; its FLOPs are not known"],
         )
         lessor.run_id = answer["run_id"]
+        lessor.client.hint = "`%depin up`, then run the cell again."
 
     def _attempt(self, shipment: Shipment, state: State) -> Results | None:
         """The cell's one part, None when its worker was lost. The entry stays open for its state."""

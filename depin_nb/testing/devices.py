@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -121,6 +122,7 @@ class Device:
         self.next_twice = False
         self.process: Process | None = None
         self.comm: Comm | None = None
+        self.address = ""
         self.back_s = 0.0
         self.failures: list[str] = []  # what no history excuses
         self._another = ""
@@ -137,32 +139,44 @@ class Device:
         while True:
             await self.world.back.wait()
             self.lives += 1
-            address = f"tcp://{self.plan.name}/{self.lives}"
-            self.comm = Comm()
-            self.process = Process(address)
-            self.back_s = RETRY_S
-            Device.by_process[address] = self
+            name = f"tcp://{self.plan.name}/{self.lives}"
+            self.process = Process(name)
+            Device.by_process[name] = self
             device = replace(profile(self.plan.profile), simulated=False, up_mbit_s=0.0, down_mbit_s=0.0, latency_ms=0.0)
-            agent = Agent(address, self.plan.name, device, "depin")
-            serving = self.process.start(agent._serve(address))
+            outside = Process.current.set(self.process)
+            agent = Agent(name, self.plan.name, device, "depin")
+            Process.current.reset(outside)
             try:
-                await asyncio.wait({serving})
+                await self._connect(agent, self.process)
             finally:
                 await self.process.kill()
-                del Device.by_process[address]
-            if not serving.cancelled() and serving.exception() is not None and not isinstance(serving.exception(), HubDied):
-                self.world.tell(f"{self.plan.name} ends: {serving.exception()!r}")
-                if not isinstance(serving.exception(), DepinError):
-                    self.failures.append(f"{self.plan.name} ends: {serving.exception()!r}")
+                del Device.by_process[name]
+            await asyncio.sleep(self.back_s)
+
+    async def _connect(self, agent: Agent, process: Process) -> None:
+        """One process's connections, each under an address of its own: until it is killed, or told to leave."""
+        for number in itertools.count(1):
+            await self.world.back.wait()
+            if not process.alive:  # it was killed while no hub was there
+                return
+            self.comm, self.address, self.back_s = Comm(), f"{process.name}/{number}", RETRY_S
+            serving = process.start(agent._serve(self.address))
+            await asyncio.wait({serving})
+            problem = None if serving.cancelled() else serving.exception()
+            if problem is not None and not isinstance(problem, HubDied):
+                self.world.tell(f"{self.plan.name} ends: {problem!r}")
+                if not isinstance(problem, DepinError):
+                    self.failures.append(f"{self.plan.name} ends: {problem!r}")
             self._close(NOTICED_SOON_S)
+            if not process.alive or not isinstance(problem, HubDied):
+                return
             await asyncio.sleep(self.back_s)
 
     def _close(self, noticed_s: float) -> None:
         """The connection is closed; the hub learns of it after a while."""
-        assert self.process is not None
         if self.comm is not None and not self.comm.closed():
             self.comm.close()
-            asyncio.get_running_loop().call_later(noticed_s, self.world.lost, self.process.name)
+            asyncio.get_running_loop().call_later(noticed_s, self.world.lost, self.address)
 
     # --- what goes wrong --------------------------------------------------------------------------------
 
@@ -185,6 +199,8 @@ class Device:
             for task in list(process.tasks):
                 task.cancel()
             await asyncio.sleep(0)
+        elif fault.kind == "hub":
+            self.world.kill_hub()
         elif fault.kind == "cut":
             self.back_s = min(fault.for_s, 5.0)
             self._close(NOTICED_SOON_S)

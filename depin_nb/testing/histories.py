@@ -31,6 +31,7 @@ DEVICE_KINDS = {
     "lie": ("reports",),
     "refuse": ("reports",),
 }
+HUB_DIES_AT = ("leased", "works", "reports", "reported")  # of a device's lease
 HUB_POINTS = (
     "job", "job done", "journal: begins", "journal: writes", "journal: written", "file: written", "file: named", "ledger", "change: kept",
 )  # fmt: skip
@@ -41,7 +42,8 @@ NOTEBOOK_KINDS = ("pause", "halt", "budget", "die", "interrupt", "cut")
 @dataclass(frozen=True)
 class Fault:
     """`kind` happens to `who` at `point` of its `lease`-th lease (of a hub: at the `lease`-th time it comes to that point; of a notebook:
-    at its `lease`-th answer). `for_s`: how long it lasts, or until it is back. `lie`: what a lying report says."""
+    at its `lease`-th answer). `for_s`: how long it lasts, or until it is back. `lie`: what a lying report says.
+    `hub`: the hub is killed then."""
 
     kind: str
     who: str
@@ -68,7 +70,8 @@ class DevicePlan:
 @dataclass(frozen=True)
 class NotebookPlan:
     """A user's cell: `entries` passes over a loop of `total` iterations of `unit_s`. `leaves_at`: iteration of its last pass that leaves
-    the loop. `budget`: in percent of what all work costs, None = none. `resumes`: whether it goes on after its hub or kernel died."""
+    the loop. `budget`: in percent of what all work costs, None = none. `resumes`: whether it goes on after its hub or kernel died.
+    `reconnects`: whether the same cell goes on at the next hub."""
 
     name: str
     strategy: str
@@ -82,6 +85,7 @@ class NotebookPlan:
     budget: int | None
     resumes: bool
     batch: int
+    reconnects: bool = True
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ class History:
             left = "" if n.leaves_at is None else f", {n.how} at {n.leaves_at}"
             money = "" if n.budget is None else f", budget {n.budget} %"
             length = n.total if n.known else f"{n.total} (not told)"
-            again = "" if n.resumes else ", gives up"
+            again = ", reconnects" * n.reconnects + ("" if n.resumes else ", gives up")
             lines.append(
                 f"  {n.name}: {n.strategy}, {n.entries} x {length} iterations of {n.unit_s:g} s, {n.batch} ahead,"
                 f" starts at {n.starts_s:g} s{left}{money}{again}"
@@ -135,11 +139,17 @@ def history(seed: int) -> History:
         for i in range(rng.choice((1, 2, 2, 3, 3, 4)))
     )
     notebooks = tuple(_notebook(rng, f"n{i + 1}") for i in range(rng.choice((1, 1, 1, 1, 2))))
+    back = random.Random(f"depin-nb reconnects {seed}")
+    notebooks = tuple(replace(n, reconnects=back.random() < 0.8) for n in notebooks)
     faults = tuple(_fault(rng, devices, notebooks) for _ in range(rng.choice((1, 2, 2, 3, 4, 6, 9))))
     ends = rng.choice(("closed", "closed", "killed"))
     part_bytes, one_machine = rng.choice((0, 0, 300, 700)), rng.random() < 0.5
     if part_bytes:
         faults += tuple(_broken_transfer(rng, devices) for _ in range(rng.choice((0, 1, 2))))
+    faults += tuple(
+        Fault("hub", back.choice(devices).name, back.choice((1, 1, 2, 2, 3, 4)), back.choice(HUB_DIES_AT))
+        for _ in range(back.choice((0, 0, 1, 2)))
+    )
     return History(seed, devices, notebooks, faults, tuple(range(len(faults))), ends, part_bytes, one_machine)
 
 

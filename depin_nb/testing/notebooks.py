@@ -21,6 +21,7 @@ from .world import Comm, World
 FLOPS = 10**12
 SAMPLES = 2
 MAX_TRIES = 6
+MAX_RETURNS = 20
 POLL_S = 5.0
 
 
@@ -40,6 +41,11 @@ class Notebook:
         self.errors: list[str] = []
         self.final: tuple[int, State] | None = None  # (version, state) as loaded when it finished
         self.comm = Comm()
+        self.run_id = ""
+        self._places: list[int] = []  # seen of the pass that is under way
+        self._sent: dict[int, tuple[int, bytes, int]] = {}  # to its entry
+        self._closed = False
+        self._entry = self._entries = 0
         self._answers = 0
         self._budget_raised = False
 
@@ -98,6 +104,39 @@ class Notebook:
         return next((run for run in reversed(self.runs) if run in heads), None) if self.runs else None
 
     async def ask(self, op: str, **request: Any) -> Any:
+        """Asks, of the next hub where this one is gone."""
+        for _ in range(MAX_RETURNS):
+            try:
+                return await self._asked(op, **request)
+            except (HubDied, OSError):
+                if not self.plan.reconnects:
+                    raise
+                await self._return(reopen=op != "run_finish")  # that ends one which waits, too
+        raise HubDied("it is gone again and again")
+
+    async def _return(self, *, reopen: bool) -> None:
+        """The run goes on at the next hub: it hears again of every unit of which there is no result."""
+        for _ in range(MAX_RETURNS):
+            await self.world.back.wait()
+            self.comm.close()
+            self.comm = Comm()
+            if not self.run_id or not reopen:
+                return
+            try:
+                opened = await self._asked("run_reopen", run=self.run_id, after=len(self._places))
+                self.world.tell(f"{self.plan.name} goes on with {self.run_id}: {opened['entry']}")
+                if opened["entry"] == self._entry and self._entry:
+                    units = [u for i, u in sorted(self._sent.items()) if i >= len(self._places)]
+                    await self._asked("units", run=self.run_id, entry=self._entry, units=units, closed=self._closed)
+                return
+            except (HubDied, OSError):
+                await asyncio.sleep(0.1)
+            except DepinError as error:
+                self.world.tell(f"{self.plan.name} can't go on with {self.run_id}: {error.message}")
+                raise HubDied(error.message) from None
+        raise HubDied("it is gone again and again")
+
+    async def _asked(self, op: str, **request: Any) -> Any:
         answer = await self.world.ask(self.comm, f"depin_{op}", request, wait=self._travel)
         if isinstance(answer, dict) and isinstance(answer.get("error"), dict) and "type" in answer["error"]:
             raise typed(answer["error"])
@@ -137,7 +176,10 @@ class Notebook:
                     len(places),
                     contiguous=plan.leaves_at is not None and not strategy.solo,
                 )
+                self._places, self._sent, self._closed = places, {}, False
+                self._entry = 0
                 opened = await self._opened(spec, state, number)
+                self._entry = self._entries = opened["entry"]
                 state = None
                 how, left = await self._loop(opened["entry"], number, places)
                 if how in ("stopped", "budget", "no-workers", "failed"):
@@ -160,12 +202,15 @@ class Notebook:
             assert not part.tensors
             state = part.to_bytes()
         about = {"number": number}
-        opened = await self.ask("entry_open", run=self.run_id, spec=spec.to_dict(), state=state, about=about, same=same)
+        opened = await self.ask(
+            "entry_open", run=self.run_id, spec=spec.to_dict(), state=state, about=about, same=same, entry=self._entries + 1
+        )
         assert "whole" not in opened, "the hub has what the kernel has"
         return dict(opened)
 
     async def _start(self, resume: str | None) -> dict[str, Any]:
         plan, prices = self.plan, self.world.prices
+        self.run_id = ""
         budget: Any = None
         if plan.budget is not None:
             cost = max(lease_cost(prices, d.profile, FLOPS).units for d in self.world.plan.devices) * plan.total * plan.entries
@@ -178,10 +223,12 @@ class Notebook:
             backend="depin",
             source=self.source,
             resume=resume,
+            ticket=f"{plan.name} {len(self.runs)}",
         )
         self.run_id = started["run_id"]
         self.runs.append(self.run_id)
         self._past = {chapter["number"]: chapter for chapter in started.get("past", ())}
+        self._entry = self._entries = 0
         self.world.tell(f"{plan.name} starts {self.run_id} {'continuing ' + str(started.get('continues')) if resume else ''}")
         body = program(plan.name, plan.total, plan.unit_s, self.leaves_at, plan.how)
         return await self.ask("blob_put", run=self.run_id, data=body)
@@ -212,6 +259,8 @@ class Notebook:
             if count > 0:
                 units = [(i, b"%d" % (self._base(number) + i), SAMPLES) for i in range(fed, fed + count)]
                 fed += count
+                self._sent.update((unit[0], unit) for unit in units)
+                self._closed = fed == plan.total
                 await self.ask("units", run=self.run_id, entry=entry, units=units, closed=fed == plan.total)
             answer = await self.ask("results", run=self.run_id, entry=entry, after=len(places), timeout_s=POLL_S)
             self._answers += 1

@@ -122,6 +122,7 @@ class Player:
                 if world.hub is not None:
                     world.hub.release()
             finally:
+                clock.lift()
                 _cancel_all(loop)
                 loop.close()
         if not found:

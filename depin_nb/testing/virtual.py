@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -37,6 +38,10 @@ class VirtualClock:
 
     def monotonic(self) -> float:
         return self.at_s
+
+    def lift(self) -> None:
+        """No limit any more: the history is over, and what is left is ended."""
+        self._until_s = math.inf
 
     def select(self, timeout_s: float | None) -> list[Any]:
         """What the event loop asks when nothing is ready: time passes at once."""

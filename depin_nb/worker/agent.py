@@ -6,105 +6,181 @@ import argparse
 import asyncio
 import logging
 import os
+import secrets
 import signal
 import sys
-import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from ..backends.base import WORKER_ENV, DeviceProfile, profile
 from ..core import config
-from ..core.errors import DepinError
+from ..core.errors import DepinError, HubDied
+from ..hub.info import HubInfo
 from .serving import LEAVE_S, Serving
+
+if TYPE_CHECKING:
+    from distributed import Worker
+
+    from .runner import Ask, LeaseRunner
 
 log = logging.getLogger(__name__)
 
 DASK_THREADS = 2  # for the user's own Dask tasks; leases have their own thread
+PATIENCE_S = 60.0  # how long a worker dials after its hub is gone
+FIRST_RETRY_S = 0.1
+LONGEST_RETRY_S = 2.0
+CONNECT_S = 2.0
 
 
 class Agent:
-    """One device: joins, works, leaves. A lost hub ends it."""
+    """One device: joins, works, leaves. A lost hub is dialled again for `patience_s`, with its leases kept; then it ends."""
 
-    def __init__(self, scheduler: str, name: str, device: DeviceProfile, backend: str) -> None:
+    def __init__(self, scheduler: str, name: str, device: DeviceProfile, backend: str, *, patience_s: float = PATIENCE_S) -> None:
         from ..ledger.wallet import Wallets
-        from .device import facts
+        from ..network.shaping import Link
+        from .device import Pacer, facts
+        from .residuals import residuals_of
+        from .runner import LeaseRunner
+        from .transfer import Incoming, cache_of
 
-        self.scheduler, self.name, self.device = scheduler, name, device
-        self.facts = facts(name, device, backend)
+        self.scheduler, self.name, self.device, self.patience_s = scheduler, name, device, patience_s
+        self.facts = {**facts(name, device, backend), "process": secrets.token_hex(8)}
         self.wallet = Wallets().device(name).address  # its key stays in its file
-        self.serving: Serving | None = None
         self._leaving = asyncio.Event()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="depin", initializer=_one_thread)
+        self._link = Link(device.up_mbit_s, device.down_mbit_s, device.latency_ms / 1000)
+        pacer = Pacer(device.speed) if device.simulated else None
+
+        def runner(ask: Ask) -> LeaseRunner:
+            incoming = Incoming(ask, cache_of(config.home()), lambda: self.serving.down_part_bytes)
+            return LeaseRunner(ask, pacer, residuals=residuals_of(config.home(), name), incoming=incoming)
+
+        self.serving = Serving(runner, self._executor, name)
+        self._working: asyncio.Task[None] | None = None
+        self._known = ""  # the hub that it reached last, as hub.json calls it
 
     def leave(self) -> None:
         self._leaving.set()
 
     async def run(self) -> int:
-        """Exit code 0 when it was told to leave, 1 when the hub was lost."""
+        """Exit code 0 when it was told to leave, 1 when the hub was lost and none came in its place."""
+        leaving = asyncio.create_task(self._leaving.wait())
+        try:
+            while not self._leaving.is_set():
+                dialling = asyncio.create_task(self._dial())
+                await asyncio.wait([dialling, leaving], return_when=asyncio.FIRST_COMPLETED)
+                if not dialling.done():
+                    dialling.cancel()
+                    break
+                worker = dialling.result()
+                if worker is None:
+                    log.error("%s can't reach the hub at %s", self.name, self.scheduler)
+                    return 1
+                await self._beside(worker, leaving)
+        finally:
+            leaving.cancel()
+            if self._working is not None:
+                self._working.cancel()
+            await self.serving.stop()
+            self._executor.shutdown(wait=False, cancel_futures=True)
+        return 0
+
+    async def _dial(self) -> Worker | None:
+        """A Dask worker that has reached a hub; None when there is none within the patience."""
+        until_s, retry_s = time.monotonic() + self.patience_s, FIRST_RETRY_S
+        while True:
+            for address in dict.fromkeys(self._addresses()):
+                if await _listens(address):
+                    worker = self._worker(address)
+                    try:
+                        await worker
+                    except OSError as error:
+                        log.warning("%s can't reach the hub at %s: %s", self.name, address, error)
+                    else:
+                        info = HubInfo.read()
+                        self._known = info.hub_id if info is not None else ""
+                        return worker
+            if time.monotonic() > until_s:
+                return None
+            await asyncio.sleep(retry_s)
+            retry_s = min(2 * retry_s, LONGEST_RETRY_S)
+
+    def _addresses(self) -> Iterable[str]:
+        """Where a hub may be: where it was told to dial, and where the hub of the state folder says that it listens."""
+        yield self.scheduler
+        info = HubInfo.read()
+        if info is not None and info.hub_id != self._known:  # the same hub isn't reached past a line that was cut
+            yield info.scheduler
+
+    def _worker(self, scheduler: str) -> Worker:
         from distributed import Worker
 
-        worker = Worker(
-            self.scheduler,
+        return Worker(
+            scheduler,
             name=self.name,
             nthreads=DASK_THREADS,
             memory_limit=0,
-            host="127.0.0.1" if "://127." in self.scheduler else None,
+            host="127.0.0.1" if "://127." in scheduler else None,
             local_directory=str(config.home() / "scratch"),
             # columns of the dashboard's workers table
             metrics={
-                "depin_lease": lambda _: (self.serving.lease_id if self.serving else "") or "-",
-                "depin_leases": lambda _: self.serving.leases if self.serving else 0,
+                "depin_lease": lambda _: self.serving.lease_id or "-",
+                "depin_leases": lambda _: self.serving.leases,
             },
         )
+
+    async def _beside(self, worker: Worker, leaving: asyncio.Task[Any]) -> None:
+        """Serves the hub that the worker has reached, until it is gone or says leave."""
+        serving = asyncio.create_task(self._serve(worker.address, worker.scheduler.address))
+        finished = asyncio.create_task(worker.finished())
         try:
-            await worker
-        except OSError as error:
-            log.error("%s can't reach the hub at %s: %s", self.name, self.scheduler, error)
-            return 1
-        tasks = [
-            asyncio.create_task(self._serve(worker.address)),
-            asyncio.create_task(self._leaving.wait()),
-            asyncio.create_task(worker.finished()),
-        ]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            lost = not self._leaving.is_set()
-            serving = tasks[0]
+            await asyncio.wait([serving, finished, leaving], return_when=asyncio.FIRST_COMPLETED)
             if serving.done() and (problem := serving.exception()) is not None:
-                log.warning("%s ends: %s", self.name, problem)
+                log.warning("%s has lost its hub: %s", self.name, problem)
+                if not isinstance(problem, HubDied):
+                    raise problem
         finally:
-            for task in tasks:
+            for task in (serving, finished):
                 task.cancel()
-            await asyncio.wait(tasks, timeout=LEAVE_S)
+            await asyncio.wait([serving, finished], timeout=LEAVE_S)
             with suppress(Exception):
                 await asyncio.wait_for(worker.close(timeout=LEAVE_S, reason="leaving"), 2 * LEAVE_S)
-            self._executor.shutdown(wait=False, cancel_futures=True)
-        return int(lost)
 
-    async def _serve(self, address: str) -> None:
+    async def _serve(self, address: str, scheduler: str | None = None) -> None:
         """Joins, then asks for leases until the hub says leave. Raises HubDied when it is gone."""
-        from ..network.shaping import Link
-        from .device import Pacer
         from .link import HubLink
-        from .residuals import residuals_of
-        from .runner import LeaseRunner
-        from .transfer import Incoming, cache_of
 
-        device = self.device
-        hub = HubLink(self.scheduler, address, Link(device.up_mbit_s, device.down_mbit_s, device.latency_ms / 1000))
-        pacer = Pacer(device.speed) if device.simulated else None
-        incoming = Incoming(hub.ask, cache_of(config.home()), lambda: hub.down_part_bytes)
-        runner = LeaseRunner(hub.ask, pacer, residuals=residuals_of(config.home(), self.name), incoming=incoming)
+        hub = HubLink(scheduler or self.scheduler, address, self._link)
         try:
-            await hub.call("depin_join", profile=device.name, wallet=self.wallet, facts={**self.facts, "link": await hub.measured()})
+            if "link" not in self.facts:
+                self.facts["link"] = await hub.measured()
+            held = self.serving.held
+            answer = await hub.call("depin_join", profile=self.device.name, wallet=self.wallet, facts=self.facts, held=held)
+            await self.serving.returned(answer.get("keep", ()), answer.get("later", ()))
             log.info("%s has joined", self.name)
-            asyncio.get_running_loop().run_in_executor(self._executor, _warm_up)
-            self.serving = Serving(hub, runner, self._executor, self.name)
-            await self.serving.run()
+            if self._working is None:
+                asyncio.get_running_loop().run_in_executor(self._executor, _warm_up)
+                self._working = asyncio.create_task(self.serving.work())
+            await self.serving.serve(hub)
             self.leave()
         finally:
             await hub.close()
+
+
+async def _listens(address: str) -> bool:
+    """Whether anybody listens there: Dask itself would try for half a minute."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(host.strip("[]"), int(port)), CONNECT_S)
+    except (OSError, ValueError, TimeoutError):
+        return False
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
+    return True
 
 
 def _warm_up() -> None:
@@ -123,18 +199,6 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _end_with(descriptor: int) -> None:
-    """Ends this process at once when the other end of its standard input closes: the hub is gone, however it went."""
-
-    def watch() -> None:
-        with suppress(OSError):
-            while os.read(descriptor, 1024):
-                pass
-        os._exit(1)
-
-    threading.Thread(target=watch, name="until-stdin-closes", daemon=True).start()
-
-
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="depin-worker", description="Runs one worker of a hub: `depin up` starts them for you.")
     parser.add_argument("scheduler", help="the hub's Dask address, such as tcp://127.0.0.1:8786 (see `depin status`)")
@@ -143,15 +207,21 @@ def parser() -> argparse.ArgumentParser:
         "--profile", default="local", help="device profile (default: local); other ones are simulated: slowed down and delayed"
     )
     parser.add_argument("--backend", default="local", help="the backend that counts this worker as its own (default: local)")
-    parser.add_argument("--until-stdin-closes", action="store_true", help="end when the standard input closes, as the hub's own workers do")
+    parser.add_argument("--of-hub", action="store_true", help=argparse.SUPPRESS)  # the hub started it, and ends it
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=float(os.environ.get("DEPIN_WORKER_PATIENCE_S") or PATIENCE_S),
+        metavar="S",
+        help="how long it dials a hub that is gone, with its finished leases kept, before it ends"
+        " (default: DEPIN_WORKER_PATIENCE_S, or %(default).0f)",
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    if arguments.until_stdin_closes:
-        _end_with(os.dup(0))
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # nobody else may wait on the hub's pipe
+    if arguments.of_hub:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the hub's terminal: the hub ends its workers in order
     elif "MALLOC_TRIM_THRESHOLD_" not in os.environ:
         # glibc reads these once, when a process starts
@@ -176,9 +246,9 @@ async def _main(arguments: argparse.Namespace, device: DeviceProfile) -> int:
 
     torch.set_num_threads(1)
     keep_apart()
-    agent = Agent(arguments.scheduler, arguments.name, device, arguments.backend)
+    agent = Agent(arguments.scheduler, arguments.name, device, arguments.backend, patience_s=arguments.patience)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, agent.leave)
-    if not arguments.until_stdin_closes:
+    if not arguments.of_hub:
         loop.add_signal_handler(signal.SIGINT, agent.leave)
     return await agent.run()

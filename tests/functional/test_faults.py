@@ -12,7 +12,8 @@ from running import PATIENCE_S, Trained, entries_of, eventually, function, lease
 from test_split import compare
 
 from depin_nb import attach, wiring
-from depin_nb.core.errors import HubDied, NoSuchRun
+from depin_nb.core.errors import HubDied, HubError, NoSuchRun
+from depin_nb.session import reconnecting
 from depin_nb.session.session import newest_kept
 from depin_nb.testing.faults import kill_when
 
@@ -164,12 +165,17 @@ def test_a_paused_run_gives_no_lease_and_goes_on_when_resumed(session, gate):
     assert merged_by_pass(theirs.run_id) == [list(range(gate.batches))] * 2
 
 
-def test_a_killed_hub_leaves_the_last_merge_and_the_next_one_goes_on(session, gate):
+def test_a_hub_that_can_not_come_back_leaves_the_last_merge_and_the_next_one_goes_on(session, gate, monkeypatch):
+    def refused():
+        raise HubError("the hub ended while it started")
+
+    monkeypatch.setattr(reconnecting, "start_hub", refused)
     gate.when_held(lambda _: os.kill(session.info.pid, signal.SIGKILL))
     theirs = Trained(session, gate.setup, CELL, strategy="local", inner_steps=3)
     gate.done()
     assert isinstance(theirs.error, HubDied)
-    assert "%depin up" in str(theirs.error)
+    assert f"`%depin up`, then `%%depin train --resume {theirs.run_id}`" in str(theirs.error)
+    monkeypatch.undo()
     assert holds_newest_merge(theirs.namespace, theirs.run_id)
     assert changed(gate, theirs.namespace)
     assert not [n for n in theirs.namespace if n.startswith("__depin")]
@@ -177,8 +183,11 @@ def test_a_killed_hub_leaves_the_last_merge_and_the_next_one_goes_on(session, ga
     again = wiring.up("local", 2)
     assert again.info.pid != session.info.pid
     (shown,) = [row for row in wiring.runs() if row["run_id"] == theirs.run_id]
-    assert shown["state"] == "interrupted"
-    assert shown["settled"]
+    assert shown["state"] == "running", "it waits a minute for its notebook"
+    assert not shown["settled"]
+    assert again.statuses()[-1].state == "waiting"
+    assert again.control(theirs.run_id, "stop").state == "stopped"
+    assert row_of(theirs.run_id).settled
     weights = attach(theirs.run_id).state_dict()
     assert all(torch.equal(weights[name], value) for name, value in theirs.namespace["model"].state_dict().items())
     run = again.train(function(FIT, theirs.namespace))

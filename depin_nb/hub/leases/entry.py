@@ -136,8 +136,12 @@ class Entry:
         self.exit_at: int | None = None
         self.gang_limit: int | None = None  # a gang left the loop here: the next one goes no further
         self.solo_worker = ""  # worker_id
+        self.solo_process = ""  # of that worker, as a killed hub knew it
         self.solo_length = 1
         self.leases = 0
+        self.life = 0  # how many hubs this run has outlived: no two of them give the same lease id
+        self.away: set[int] = set()  # units of leases that a killed hub lent and that may come back
+        self.ended_before: frozenset[str] = frozenset()  # leases that ended at a killed hub
         self.merged: set[int] = set()
         self.changed = Signal()
         self.polls = 0  # open depin_results calls: the kernel waits for results, so it can't feed
@@ -147,6 +151,7 @@ class Entry:
         self._fed: set[int] = set()
         self._order: list[int] = []
         self._units: dict[int, Unit] = {}
+        self._kept_back: dict[int, Unit] = {}  # of those that are away
         self._beyond: dict[int, Unit] = {}  # cut off by an exit that may turn out not to count
         self._results: dict[int, Result] = {}
 
@@ -172,8 +177,31 @@ class Entry:
                 raise HubError(f"unit {unit.index} can't be part of an entry that begins at {self.spec.first}")
             if unit.index not in self._fed:
                 self._fed.add(unit.index)
-                self.put_back([unit])
+                if unit.index in self.away:
+                    self._kept_back[unit.index] = unit
+                else:
+                    self.put_back([unit])
         self.closed = self.closed or closed
+
+    def known(self, indices: Iterable[int]) -> None:
+        """These came to a killed hub; its kernel doesn't send them again."""
+        self._fed.update(indices)
+
+    def came_back(self, indices: Iterable[int]) -> bool:
+        """Whether the kernel has sent all of these, which are away, again."""
+        return all(i in self._kept_back for i in indices)
+
+    def take_back(self, indices: Iterable[int]) -> tuple[Unit, ...]:
+        """The units of a lease that is no longer away: its worker has it again."""
+        indices = list(indices)
+        self.away.difference_update(indices)
+        return tuple(self._kept_back.pop(i) for i in indices)
+
+    def open_again(self, indices: Iterable[int]) -> None:
+        """Nobody has these any more: they are leased again."""
+        indices = list(indices)
+        self.away.difference_update(indices)
+        self.put_back([self._kept_back.pop(i) for i in indices if i in self._kept_back])
 
     def put_back(self, units: Iterable[Unit]) -> None:
         for unit in units:
@@ -259,11 +287,12 @@ class Entry:
 
     def next_lease_id(self) -> str:
         self.leases += 1
-        return f"{self.run_id}-{self.entry_id}-{self.leases}"
+        again = f"r{self.life}." if self.life else ""
+        return f"{self.run_id}-{self.entry_id}-{again}{self.leases}"
 
     def is_final(self) -> bool:
         """Whether nothing remains for later once what was taken is done."""
-        return not self._order and (self.closed or self._rest == 0)
+        return not self._order and not self._kept_back and (self.closed or self._rest == 0)
 
     # --- results ----------------------------------------------------------------------------------------
 

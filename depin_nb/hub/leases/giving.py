@@ -172,7 +172,7 @@ class Giving:
         rnd.late = bool(out)
         rates = self._rates(run, entry, idle)
         for member in sorted(idle, key=lambda m: -rates[m.worker_id]):
-            needed_s = {id(r): self._pace(run, entry, member, len(r.lease.units)).expected_s for r in out}
+            needed_s = {id(r): self.pace(run, entry, member, len(r.lease.units)).expected_s for r in out}
             late = [
                 r
                 for r in out
@@ -182,7 +182,7 @@ class Giving:
             if not late:
                 continue
             slowest = max(late, key=lambda r: (r.member.silent(now), (r.begun_s or 0.0) + r.pace.expected_s))
-            if not run.budget.allows(self._worst(entry, member, len(slowest.lease.units))):
+            if not run.budget.allows(self.worst(entry, member, len(slowest.lease.units))):
                 return
             out.remove(slowest)
             record = self._lend(run, entry, rnd, member, slowest.lease.units)
@@ -197,7 +197,7 @@ class Giving:
                 why=why,
             )
 
-    def _pace(self, run: Run, entry: Entry, member: Member, units: int) -> Pace:
+    def pace(self, run: Run, entry: Entry, member: Member, units: int) -> Pace:
         rate = member.rate(run.run_id, entry.spec.seconds_per_iteration)
         ratios = tuple(member.ratios.get(run.run_id, ()))
         return Pace(units, rate, member.overheads.get(run.run_id), self._hub.transfer_bytes(run, entry), ratios)
@@ -224,7 +224,7 @@ class Giving:
         if not parts:
             return
         units = [entry.unit_of(i) for i in span[: sum(len(p.units) for p in parts)]]
-        costs = [self._worst(entry, m, len(p.units)) for m, p in zip(members, parts, strict=False)]
+        costs = [self.worst(entry, m, len(p.units)) for m, p in zip(members, parts, strict=False)]
         if not run.budget.allows(sum(costs[1:], costs[0])):
             self._out_of_budget(run, entry)
             return
@@ -244,7 +244,7 @@ class Giving:
             entry.rounds.append(rnd)
             entry.changed.notify()  # the kernel may send more
 
-    def _worst(self, entry: Entry, member: Member, units: int) -> Amount:
+    def worst(self, entry: Entry, member: Member, units: int) -> Amount:
         flops = entry.spec.flops_per_iteration * units
         if entry.spec.limit_s:
             flops = flops_of_time(self._hub.prices, member.profile, entry.spec.limit_s)
@@ -253,7 +253,7 @@ class Giving:
     def _lend_contiguous(self, run: Run, entry: Entry, rnd: Round, member: Member, count: int, among: set[int] | None = None) -> bool:
         """Lends up to `count` units, fewer where only fewer fit the budget. False, and the entry halts, when not even one does."""
         indices = entry.peek(count, contiguous=True, among=among)
-        while indices and not run.budget.allows(self._worst(entry, member, len(indices))):
+        while indices and not run.budget.allows(self.worst(entry, member, len(indices))):
             indices = indices[: len(indices) // 2]
             if not indices:
                 self._out_of_budget(run, entry)
@@ -291,9 +291,9 @@ class Giving:
             group_size=part.group_size if part else (),
             base_iteration=entry.spec.first + len(entry.merged),
         )
-        cost = self._worst(entry, member, len(units))
+        cost = self.worst(entry, member, len(units))
         run.budget = run.budget.reserve(cost)
-        pace = self._pace(run, entry, member, len(units))
+        pace = self.pace(run, entry, member, len(units))
         # who loses a solo lease loses its entry
         allowed_s = pace.deadline_s() if rnd.kind != "solo" else max(pace.deadline_s(), DEADLINE_FACTOR * pace.expected_s)
         record = LeaseRecord(lease, member, entry.leases, cost, now, pace, entry.spec.limit_s + allowed_s)
@@ -305,6 +305,7 @@ class Giving:
             record.begun_s = now
             tally.began(run.clock(now))
         member.held[lease.lease_id] = run.run_id
+        self._hub.returning.note(run, entry, record)
         assert member.parked is not None
         member.parked.set_result({"lease": lease.to_dict()})
         member.parked, member.seen_s = None, now

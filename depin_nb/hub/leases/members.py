@@ -55,6 +55,8 @@ class Member:
     overheads: dict[str, float] = field(default_factory=dict)  # by run: seconds of a lease that weren't work, measured
     ratios: dict[str, deque[float]] = field(default_factory=dict)  # by run: took / expected of its latest leases
     chatty: bool = False  # it says twice a second that it is there
+    process: str = ""  # what it calls its process: another one of its name has nothing of what this one has
+    brought: frozenset[str] = frozenset()  # leases that it came with
     crowd: Members | None = field(default=None, repr=False)  # where it has joined
     _parked: asyncio.Future[dict[str, Any]] | None = field(default=None, repr=False)
 
@@ -188,6 +190,7 @@ def member_of(address: str, profile: str, wallet: str, facts: Mapping[str, Any],
         up_mbit_s=link.get("up_mbit_s", 0.0),
         down_mbit_s=link.get("down_mbit_s", 0.0),
         latency_ms=link.get("latency_ms", 0.0),
+        process=str(facts.get("process") or "")[:64],
     )
 
 

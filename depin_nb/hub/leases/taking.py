@@ -42,7 +42,7 @@ class Taking:
             self.end(run, entry, each, own, reason, wanted)
             rnd.lost.update(u.index for u in each.lease.units if wanted and each.needed)
         if rnd.kind == "solo" and wanted and not entry.halt:
-            self._lose_solo(run, entry)
+            self.lose_solo(run, entry)
 
     @staticmethod
     def _built_on(entry: Entry, record: LeaseRecord) -> list[LeaseRecord]:
@@ -74,7 +74,7 @@ class Taking:
             )
         )  # fmt: skip
 
-    def _lose_solo(self, run: Run, entry: Entry) -> None:
+    def lose_solo(self, run: Run, entry: Entry) -> None:
         entry.halt = "solo-lost"
         run.solo_worker = ""
         run.say("solo-lost", self._hub.clock.now(), f"{entry.solo_worker} is gone; the loop goes on from the last merge on another worker.")
@@ -101,7 +101,7 @@ class Taking:
                 assert tally is not None
                 tally.gone = "lost"
             elif entry.held == "solo" and entry.solo_worker == member.worker_id and not entry.halt:
-                self._lose_solo(run, entry)
+                self.lose_solo(run, entry)
             self._hub.commits.close_rounds(run, entry)
             entry.changed.notify()
         if member.parked is not None and not member.parked.done():

@@ -17,7 +17,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from depin_nb.core.errors import JournalError, NoSuchRun
 from depin_nb.core.events import Event
-from depin_nb.hub.records import resumable
+from depin_nb.hub.records import lent, resumable
 from depin_nb.hub.records.rows import RunRows, rows_of, wrong_type
 from depin_nb.hub.trouble import of_journal
 from depin_nb.ledger import store
@@ -161,7 +161,7 @@ class Journal:
         run("PRAGMA journal_mode=WAL")
         run("PRAGMA synchronous=FULL")
         with self.transaction() as connection:
-            for statement in (_SCHEMA + resumable.SCHEMA).split(";"):
+            for statement in (_SCHEMA + resumable.SCHEMA + lent.SCHEMA).split(";"):
                 connection.execute(statement)
             store.create_tables(connection)
             connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
@@ -242,6 +242,9 @@ class Journal:
             "UPDATE runs SET spent_units=?, reserved_units=?, budget=? WHERE run_id=?",
             (spent_units, reserved_units, None if budget is None else json.dumps(budget), run_id),
         )
+
+    def set_budget(self, run_id: str, budget: dict[str, Any]) -> None:
+        self.connection.execute("UPDATE runs SET budget=? WHERE run_id=?", (json.dumps(budget), run_id))
 
     def end_run(self, run_id: str, *, state: str, message: str, at: float) -> None:
         """The run is over: no lease of it is out any more, so nothing is reserved."""
@@ -348,9 +351,10 @@ class Journal:
         return [(a, b, c) for a, b, c in self._rows("SELECT lease_id, state, worker_id FROM leases WHERE run_id=? ORDER BY rowid", run_id)]
 
     def unfinished(self) -> tuple[list[str], list[str]]:
-        """(runs still marked running, ended runs not yet settled): what a killed hub left."""
+        """(runs still marked running, ended runs not yet settled or without their last status): what a killed hub left."""
         running = [str(r[0]) for r in self._rows("SELECT run_id FROM runs WHERE ended_at IS NULL ORDER BY started_at")]
-        unsettled = [str(r[0]) for r in self._rows("SELECT run_id FROM runs WHERE ended_at IS NOT NULL AND settled=0 ORDER BY started_at")]
+        left = "ended_at IS NOT NULL AND (settled=0 OR summary IS NULL)"
+        unsettled = [str(r[0]) for r in self._rows(f"SELECT run_id FROM runs WHERE {left} ORDER BY started_at")]
         return running, unsettled
 
 

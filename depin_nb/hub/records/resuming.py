@@ -133,9 +133,8 @@ class Resuming:
             how = "has been continued" if ended else "is being continued"
             hint = "Run the cell without --resume." if state == "finished" else f"`%%depin train --resume {after}`"
             raise ResumeError(f"{run_id} {how} as {after} ({state})", hint=hint, run_id=run_id)
-        parts = resumable.chain(conn, run_id)
-        iterations, samples = resumable.work_of(conn, parts)
-        if not iterations:
+        past = self.past_of(run_id)
+        if not past.iterations:
             raise ResumeError(f"{run_id} has merged nothing to go on with", hint="Run the cell without --resume.", run_id=run_id)
         if not resumable.is_kept(conn, run_id):
             raise ResumeError(
@@ -145,6 +144,12 @@ class Resuming:
             )
         if differs := resumable.difference(resumable.source_of(conn, run_id), source):
             raise ResumeError(f"this isn't the cell that {run_id} ran: {differs}", hint="Resume it on top of the same cell.", run_id=run_id)
+        return past
+
+    def past_of(self, run_id: str) -> Past:
+        """What the run and those that it continues did. In the books' thread."""
+        row, conn = self._hub.journal.run(run_id), self._hub.journal.connection
+        iterations, samples = resumable.work_of(conn, resumable.chain(conn, run_id))
         left, left_dpn = self._left(conn, run_id)
         chapters = {c.number: c for c in resumable.chapters(conn, run_id)}
         return Past(row, chapters, resumable.asked(conn, run_id), left, left_dpn, iterations, samples)
@@ -289,11 +294,14 @@ class Resuming:
             self._tidy(wanted)
 
     def _tidy(self, wanted: Collection[str]) -> None:
-        """At the hub's start no run is active: files that the journal doesn't name were left by a kill, or are of versions gone by."""
+        """At the hub's start no run goes on: files that the journal doesn't name were left by a kill, or are of versions gone by."""
         hub = self._hub
         conn = hub.journal.connection
         hub.replays.prune(wanted)
         for run_id in wanted:
             hub.replays.keep(run_id, resumable.logs_of(conn, run_id))
         for run_id in hub.states.runs():
-            hub.states.prune(run_id, resumable.versions_of(conn, run_id))
+            if run_id in hub.runs:
+                hub.reopening.tidy(hub.runs[run_id])
+            else:
+                hub.states.prune(run_id, resumable.versions_of(conn, run_id))

@@ -68,7 +68,7 @@ class Checkpoints:
         known = self._of(run)
         if known.task is not None:
             await known.task
-        if run.merges and run.version > known.version:
+        if run.merges and run.version > known.version and run.weights is not None:  # not of one that waited for its notebook
             await self._begin(run, known)
         self.forget(run)
 

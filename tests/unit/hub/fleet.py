@@ -18,6 +18,7 @@ from depin_nb.core.lease import EntrySpec, Lease, Report, StrategyConfig
 from depin_nb.core.state import BUFFER, COUNTER, INNER, PARAM, STEP, State
 from depin_nb.hub.coordinator import Coordinator
 from depin_nb.hub.records.journal import Journal
+from depin_nb.hub.records.reopening import REOPEN_S
 from depin_nb.ledger import store
 from depin_nb.ledger.embedded import EmbeddedChain
 from depin_nb.ledger.ledger import Ledger
@@ -89,6 +90,14 @@ async def hub_in(home: Path) -> AsyncIterator[Hub]:
         await asyncio.wait_for(hub.coordinator.close(), 20)
     finally:
         hub.kill()
+
+
+async def nobody_came(hub: Hub) -> None:
+    """After `recover`: the time is over in which notebooks of a killed hub's runs come back."""
+    hub.clock.at_s += REOPEN_S + 1
+    hub.coordinator.tick()
+    while hub.coordinator._tasks:
+        await asyncio.wait(hub.coordinator._tasks)
 
 
 def first_state() -> State:

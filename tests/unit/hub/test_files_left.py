@@ -12,7 +12,7 @@ from depin_nb.core.errors import DiskFull
 from depin_nb.hub.records import blobs, resumable
 from depin_nb.hub.records.blobs import write_atomic
 
-from .fleet import LOCAL, FakeWorker, Hub, Kernel, first_state
+from .fleet import LOCAL, FakeWorker, Hub, Kernel, first_state, nobody_came
 
 
 def test_a_full_disk_keeps_no_part_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -38,12 +38,15 @@ def test_files_that_the_journal_does_not_name_go_at_the_next_start(tmp_path: Pat
 
     async def started(run_id: str) -> None:
         hub = Hub(tmp_path)
-        assert await hub.coordinator.recover() == [run_id]
+        assert await hub.coordinator.recover() == []
         conn = hub.journal.connection
         assert {p.name for p in (tmp_path / "replays" / run_id).iterdir()} == {Path(f).name for f in resumable.logs_of(conn, run_id)}
         row = hub.journal.run(run_id)
         assert row.resumable
         assert row.version > 1
+        states = {p.name for p in (tmp_path / "states" / run_id).iterdir()}
+        assert states == {f"v{row.version - i:06d}.state" for i in range(3)}, "it may go on"
+        await nobody_came(hub)
         states = {p.name for p in (tmp_path / "states" / run_id).iterdir()}
         assert states == {f"v{row.version:06d}.state"}
         assert conn.execute("SELECT reserved_units FROM runs").fetchone() == (0,)

@@ -23,7 +23,7 @@ from depin_nb.hub.trouble import newest_good
 from depin_nb.hub.versions.checkpoint_files import CheckpointFiles, Told
 from depin_nb.hub.versions.checkpoints import EVERY_S
 
-from .fleet import LOCAL, SOLO, FakeWorker, Hub, Kernel, first_state, hub_in
+from .fleet import LOCAL, SOLO, FakeWorker, Hub, Kernel, first_state, hub_in, nobody_came
 from .test_resuming import resumed
 
 TOTAL = 400  # iterations: far more than are merged before the disk is full
@@ -53,6 +53,7 @@ async def goes_on_after(home: Path, run_id: str, total: int = TOTAL) -> None:
     """Another hub on the same files, with room: the run is interrupted, proven, and can be resumed to its end."""
     async with hub_in(home) as hub:
         await hub.coordinator.recover()
+        await nobody_came(hub)
         row = hub.journal.run(run_id)
         assert row.state in ("failed", "interrupted")
         assert row.settled

@@ -57,6 +57,9 @@ def test_paying_moves_only_what_is_owed(tmp_path: Path):
     assert journal.unfinished() == ([], ["run-1"])
     with journal.transaction():
         journal.paid("run-1")
+    assert journal.unfinished() == ([], ["run-1"]), "its last status isn't there yet"
+    with journal.transaction():
+        journal.set_summary("run-1", {})
     assert {i: s for i, s, _ in journal.leases("run-1")} == {"a": "paid", "b": "paid", "c": "discarded_paid", "d": "open"}
     assert journal.unfinished() == ([], [])
     assert len(journal.merged_units("run-1", 1)) == 4, "paid leases still count"

@@ -88,7 +88,7 @@ def test_what_was_built_on_a_lost_lease_is_lost_with_it(tmp_path: Path, how: str
             assert active.budget.reserved.units == 0
             if how != "gone":
                 answer = worker.ops.alive(worker.address, second.lease_id, [first.lease_id, second.lease_id])
-                assert answer == {"go": False, "drop": [first.lease_id, second.lease_id]}
+                assert answer == {"go": False, "drop": [first.lease_id, second.lease_id], "later": []}
                 assert not hub.coordinator.members[worker.address].held
                 report = worker.report(second, worked(first_state(), first, len(first.units)), len(second.units), "")
                 assert not (await worker.ops.report(worker.address, report))["accepted"]

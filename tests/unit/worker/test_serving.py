@@ -66,6 +66,22 @@ class Hub:
         return {"lease": Lease(str(self.given), "run-1", 1, self.given - 1, (Unit(self.given, b"", 1),)).to_dict()}
 
 
+class Worker(Serving):
+    """Serves one hub, as the agent has it do."""
+
+    def __init__(self, hub, runner, pool, name) -> None:
+        super().__init__(lambda ask: runner, pool, name)
+        self.hub = hub
+
+    async def run(self) -> None:
+        working = asyncio.ensure_future(self.work())
+        try:
+            await self.serve(self.hub)
+        finally:
+            working.cancel()
+            await self.stop()
+
+
 def serve(work):
     async def main():
         with ThreadPoolExecutor(1) as pool:
@@ -77,7 +93,7 @@ def serve(work):
 def test_the_next_lease_is_computed_while_the_report_of_the_former_travels():
     async def work(pool):
         hub, runner = Hub(6), Runner()
-        serving = asyncio.ensure_future(Serving(hub, runner, pool, "w").run())
+        serving = asyncio.ensure_future(Worker(hub, runner, pool, "w").run())
         async with hub.seen:
             await hub.seen.wait_for(lambda: hub.reports)
         while len(runner.ran) < 2:
@@ -99,7 +115,7 @@ def test_the_next_lease_is_computed_while_the_report_of_the_former_travels():
 def test_what_was_built_on_a_refused_report_is_dropped():
     async def work(pool):
         hub, runner = Hub(4, accepted=lambda lease_id: lease_id != "1"), Runner()
-        serving = asyncio.ensure_future(Serving(hub, runner, pool, "w").run())
+        serving = asyncio.ensure_future(Worker(hub, runner, pool, "w").run())
         while len(runner.ran) < 2 or hub.given < 4:
             await asyncio.sleep(0)
         hub.let.set()
@@ -121,7 +137,7 @@ def test_a_loop_that_was_left_ends_the_leases_ahead():
         hub, runner = Hub(2), Runner()
         runner.exits["1"] = "break"
         hub.let.set()
-        serving = Serving(hub, runner, pool, "w")
+        serving = Worker(hub, runner, pool, "w")
         hub.count = 2
         task = asyncio.ensure_future(serving.run())
         while not hub.reports:
@@ -144,6 +160,90 @@ def test_a_lost_hub_ends_it():
 
     async def work(pool):
         with pytest.raises(HubDied):
-            await Serving(Gone(1), Runner(), pool, "w").run()
+            await Worker(Gone(1), Runner(), pool, "w").run()
+
+    serve(work)
+
+
+class Killed(Hub):
+    """Gone with the first report, for the second time of asking too."""
+
+    async def call(self, op: str, *, shaped: bool = True, **request):
+        if op == "depin_report":
+            self.reports.append(request["report"]["lease_id"])
+            raise HubDied("gone")
+        if op == "depin_lease" and self.given == self.count:
+            await asyncio.Event().wait()
+        return await super().call(op, shaped=shaped, **request)
+
+
+def test_finished_leases_outlive_their_hub():
+    async def work(pool):
+        killed, runner = Killed(2), Runner()
+        serving = Worker(killed, runner, pool, "w")
+        working = asyncio.ensure_future(serving.work())
+        with pytest.raises(HubDied):
+            await serving.serve(killed)
+        while len(runner.ran) < 2:
+            await asyncio.sleep(0)
+        assert serving.held == ["1", "2"]
+        assert (runner.refusals, runner.acceptances) == ([], [])
+        hub = Hub(2)
+        hub.given = 2
+        hub.let.set()
+        await serving.returned(["1", "2"], [])
+        await serving.serve(hub)
+        assert hub.reports == runner.acceptances == ["1", "2"]
+        working.cancel()
+
+    serve(work)
+
+
+def test_a_lease_that_the_next_hub_does_not_know_is_dropped():
+    async def work(pool):
+        killed, runner = Killed(2), Runner()
+        serving = Worker(killed, runner, pool, "w")
+        working = asyncio.ensure_future(serving.work())
+        with pytest.raises(HubDied):
+            await serving.serve(killed)
+        while len(runner.ran) < 2:
+            await asyncio.sleep(0)
+        await serving.returned([], [])
+        hub = Hub(0)
+        hub.let.set()
+        serving_again = asyncio.ensure_future(serving.serve(hub))
+        while serving.held:
+            await asyncio.sleep(0)
+        await serving_again
+        assert hub.reports == []
+        assert runner.refusals == ["1", "2"]
+        working.cancel()
+
+    serve(work)
+
+
+def test_an_accepted_report_is_handed_in_again_where_the_killed_hub_had_not_merged_it():
+    async def work(pool):
+        first, runner = Hub(2), Runner()
+        first.let.set()
+        serving = Worker(first, runner, pool, "w")
+        working = asyncio.ensure_future(serving.work())
+        await serving.serve(first)
+        assert first.reports == serving.held == ["1", "2"]
+        await serving.returned(["2"], ["2"])
+        hub = Hub(1)
+        hub.given = 1
+        hub.let.set()
+        again = asyncio.ensure_future(serving.serve(hub))
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert hub.reports == [], "its run waits for its notebook"
+        serving._later.clear()
+        await serving._tell()
+        await again
+        assert hub.reports == ["2"]
+        assert runner.acceptances == ["1", "2"], "once each"
+        assert runner.refusals == []
+        working.cancel()
 
     serve(work)

@@ -27,6 +27,7 @@ from bench.common.loss_tasks import TASKS, Task
 from depin_nb.core.lease import StrategyConfig
 from depin_nb.core.state import INNER, PARAM, State
 from depin_nb.training.compress import decode_change, encode_change
+from depin_nb.training.inner import pack_inner, unpack_inner
 from depin_nb.training.merge import Contribution, OuterState, merge
 
 WORKERS = 4
@@ -42,7 +43,9 @@ class Setting:
     `up`, `down`: bits. `outer_lr`: a number, (first, last) of a line over the run, or `norm`: what makes the mean change as long as the
     workers' own are, at most `norm_cap`; `last_lr`: that of the last merge. `momentum`: the outer one. `inner_lr`: times the user's.
     `inner`: `own` (each worker keeps its optimizer state), `mean` (averaged at merges, bf16 both ways) or `reset`. `average`: share of
-    the run whose last versions' mean is the final model. `tail`: share of a lease whose last iterates' mean is handed in.
+    the run whose last versions' mean is the final model. `tail`: share of a lease whose last iterates' mean is handed in. `entry`: steps
+    of a loop entry, 0 for one entry; `border`: between entries all workers begin on the optimizer state of the last of them, in `8 bits`
+    (training/inner.py) or whole (`last`), on none (`reset`), or go on with their `own`.
     """
 
     name: str
@@ -57,6 +60,8 @@ class Setting:
     inner: str = "own"
     average: float = 0.0
     tail: float = 0.0
+    entry: int = 0
+    border: str = "own"
 
 
 def every(steps: int) -> tuple[tuple[float, int], ...]:
@@ -71,6 +76,9 @@ FRONT = (
     Setting("H 30, momentum 0.3, rate 1.3, last 1", every(30), momentum=0.3, outer_lr=1.3, last_lr=1.0),
     Setting("H 15, after a quarter 45, momentum 0.3", ((0.25, 15), (1, 45)), momentum=0.3),
     Setting("H 60, momentum 0.3", every(60), momentum=0.3),
+    Setting("1 bit, H 10, rate 1.25", every(10), 1, 1, outer_lr=1.25),
+    Setting("1 bit, H 12, rate 1.25", every(12), 1, 1, outer_lr=1.25),
+    Setting("1 bit, H 20, rate 1.25", every(20), 1, 1, outer_lr=1.25),
 )
 WIDE = (
     Setting("H 1, fp32", every(1), 32, 32),
@@ -87,6 +95,14 @@ WIDE = (
     Setting("H 25, mean of the iterates' last half, momentum 0.3", every(25), tail=0.5, momentum=0.3),
     Setting("H 25, workers' own norm, last 1", every(25), outer_lr="norm", last_lr=1.0),
     Setting("H 30, momentum 0.3, inner state averaged", every(30), momentum=0.3, inner="mean"),
+    Setting("1 bit, H 10, plain mean", every(10), 1, 1),
+    Setting("1 bit, H 10, inner rate x 1.3", every(10), 1, 1, inner_lr=1.3),
+    Setting("1 bit, H 10, momentum 0.3", every(10), 1, 1, momentum=0.3),
+    Setting("2 bits up, 4 down, H 1, rate 1.5", every(1), 2, 4, outer_lr=1.5),
+    Setting("H 20, entries of 60 steps", every(20), momentum=0.3, entry=60),
+    Setting("H 20, entries of 60 steps, one worker's state for all", every(20), momentum=0.3, entry=60, border="last"),
+    Setting("H 20, entries of 60 steps, the same in 8 bits", every(20), momentum=0.3, entry=60, border="8 bits"),
+    Setting("H 20, entries of 60 steps, no state", every(20), momentum=0.3, entry=60, border="reset"),
 )
 
 
@@ -170,6 +186,20 @@ def mean_inner(optimizers: Sequence[torch.optim.Optimizer]) -> int:
     return sent
 
 
+def at_border(optimizers: Sequence[torch.optim.Optimizer], border: str) -> None:
+    """What a new loop entry makes of optimizer state that workers don't keep."""
+    last = optimizers[-1].param_groups[0]["params"]
+    for optimizer in optimizers:
+        if border == "reset":
+            optimizer.state.clear()
+            continue
+        for mine, theirs in zip(optimizer.param_groups[0]["params"], last, strict=True):
+            for key, value in optimizers[-1].state[theirs].items():
+                if isinstance(value, torch.Tensor) and value.dim():
+                    packed = pack_inner(value) if border == "8 bits" else None
+                    optimizer.state[mine][key].copy_(value if packed is None else unpack_inner(packed))
+
+
 def local(task: Task, setting: Setting, seed: int, steps: int) -> dict[str, Any]:
     model, loss, tested, total = task.build(seed)
     base = held = state_of(model)
@@ -210,6 +240,8 @@ def local(task: Task, setting: Setting, seed: int, steps: int) -> dict[str, Any]
         config = StrategyConfig(name="local", solo=False, outer_lr=rate, outer_momentum=setting.momentum, bits=setting.up)
         base, outer = merge(base, contributions, config, outer)
         merges += 1
+        if setting.border != "own" and end % setting.entry == 0 and end < steps:
+            at_border(optimizers, setting.border)
         if setting.inner == "mean" and end < steps:
             sent = mean_inner(optimizers)
             up, down = up + sent * WORKERS, down + sent

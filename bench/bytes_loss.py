@@ -15,7 +15,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -23,71 +23,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from bench.common.loss_settings import FRONT, PER_STEP, WIDE, Setting
 from bench.common.loss_tasks import TASKS, Task
 from depin_nb.core.lease import StrategyConfig
 from depin_nb.core.state import INNER, PARAM, State
 from depin_nb.training.compress import decode_change, encode_change
+from depin_nb.training.inner import pack_inner, unpack_inner
 from depin_nb.training.merge import Contribution, OuterState, merge
 
 WORKERS = 4
 MAX_BYTES = 1 << 28
 SEND = StrategyConfig(name="sync", solo=True)  # a version that arrives is taken as it is
 LENGTHS = {"short": 1, "long": 4}
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How a run is spread. `steps`: (share of the run until which it holds, local steps between merges), none for per-step sync.
-
-    `up`, `down`: bits. `outer_lr`: a number, (first, last) of a line over the run, or `norm`: what makes the mean change as long as the
-    workers' own are, at most `norm_cap`; `last_lr`: that of the last merge. `momentum`: the outer one. `inner_lr`: times the user's.
-    `inner`: `own` (each worker keeps its optimizer state), `mean` (averaged at merges, bf16 both ways) or `reset`. `average`: share of
-    the run whose last versions' mean is the final model. `tail`: share of a lease whose last iterates' mean is handed in.
-    """
-
-    name: str
-    steps: tuple[tuple[float, int], ...] = ()
-    up: int = 4
-    down: int = 4
-    outer_lr: float | str | tuple[float, float] = 1.0
-    norm_cap: float = 2.0
-    last_lr: float | None = None
-    momentum: float = 0.0
-    inner_lr: float = 1.0
-    inner: str = "own"
-    average: float = 0.0
-    tail: float = 0.0
-
-
-def every(steps: int) -> tuple[tuple[float, int], ...]:
-    return ((1.0, steps),)
-
-
-PER_STEP = Setting("per-step fp32")
-FRONT = (
-    Setting("H 10, momentum 0.3", every(10), momentum=0.3),
-    Setting("H 30, plain mean", every(30)),
-    Setting("H 30, momentum 0.3", every(30), momentum=0.3),
-    Setting("H 30, momentum 0.3, rate 1.3, last 1", every(30), momentum=0.3, outer_lr=1.3, last_lr=1.0),
-    Setting("H 15, after a quarter 45, momentum 0.3", ((0.25, 15), (1, 45)), momentum=0.3),
-    Setting("H 60, momentum 0.3", every(60), momentum=0.3),
-)
-WIDE = (
-    Setting("H 1, fp32", every(1), 32, 32),
-    Setting("H 30, momentum 0.3, fp32", every(30), 32, 32, momentum=0.3),
-    Setting("H 30, momentum 0.3, mean of the last 30 %", every(30), momentum=0.3, average=0.3),
-    Setting("H 30, momentum 0.3, last rate 0.7", every(30), momentum=0.3, last_lr=0.7),
-    Setting("H 30, rate on a line from 1.5 to 0.7", every(30), outer_lr=(1.5, 0.7)),
-    Setting("H 5, after a tenth 45, momentum 0.3", ((0.1, 5), (1, 45)), momentum=0.3),
-    Setting("H 30, momentum 0.3, inner state reset", every(30), momentum=0.3, inner="reset"),
-    Setting("H 30, rate 1.5, last 1", every(30), outer_lr=1.5, last_lr=1.0),
-    Setting("H 30, inner rate x 1.5", every(30), inner_lr=1.5),
-    Setting("H 25, plain mean", every(25)),
-    Setting("H 25, rate 0.7, momentum 0.3", every(25), outer_lr=0.7, momentum=0.3),
-    Setting("H 25, mean of the iterates' last half, momentum 0.3", every(25), tail=0.5, momentum=0.3),
-    Setting("H 25, workers' own norm, last 1", every(25), outer_lr="norm", last_lr=1.0),
-    Setting("H 30, momentum 0.3, inner state averaged", every(30), momentum=0.3, inner="mean"),
-)
 
 
 def batches(total: int, steps: int, batch: int, seed: int) -> torch.Tensor:
@@ -120,8 +67,8 @@ def rounds(setting: Setting, steps: int) -> Iterator[tuple[int, int]]:
     at = 0
     while at < steps:
         inner = next(h for until, h in setting.steps if at < until * steps or until == 1)
-        yield at, min(steps, at + inner)
-        at += inner
+        yield at, min(steps, at + max(1, inner))
+        at += max(1, inner)
 
 
 def per_step(task: Task, seed: int, steps: int) -> dict[str, float]:
@@ -170,6 +117,53 @@ def mean_inner(optimizers: Sequence[torch.optim.Optimizer]) -> int:
     return sent
 
 
+def averages(setting: Setting, at: int, steps: int) -> bool:
+    """Whether gradients are averaged at that step."""
+    return next(h for until, h in setting.steps if at < until * steps or until == 1) == 0
+
+
+class Gradients:
+    """Averaged at each step, compressed both ways with error feedback, for replicas that stay the same."""
+
+    def __init__(self, base: State, bits: int) -> None:
+        self._zeros = State({n: torch.zeros_like(t) for n, t in base.tensors.items()}, base.kinds, {})
+        self._bits = bits
+        self._left: list[dict[str, torch.Tensor]] = [{} for _ in range(WORKERS + 1)]  # the hub's is the last
+
+    def _sent(self, gradients: dict[str, torch.Tensor], sender: int) -> tuple[int, dict[str, torch.Tensor]]:
+        new = State(gradients, self._zeros.kinds, {})
+        data, self._left[sender] = encode_change(
+            self._zeros, new, bits=self._bits, residual=self._left[sender] if self._bits != 32 else None, include_inner=False
+        )
+        change = decode_change(data, self._zeros, max_bytes=MAX_BYTES)
+        return len(data), {n: change.deltas.get(n, change.values.get(n, zero)) for n, zero in self._zeros.tensors.items()}
+
+    def step(self, workers: Sequence[nn.Module], optimizers: Sequence[torch.optim.Optimizer]) -> tuple[int, int]:
+        """One step of all; bytes up (of all) and down (to one)."""
+        sent = [self._sent({n: p.grad.clone() for n, p in w.named_parameters() if p.grad is not None}, i) for i, w in enumerate(workers)]
+        mean_of = {n: torch.stack([g[n] for _, g in sent]).mean(0) for n in self._zeros.tensors}
+        down, together = self._sent(mean_of, WORKERS)
+        for worker, optimizer in zip(workers, optimizers, strict=True):
+            for name, p in worker.named_parameters():
+                p.grad = together[name].clone()
+            optimizer.step()
+        return sum(size for size, _ in sent), down
+
+
+def at_border(optimizers: Sequence[torch.optim.Optimizer], border: str) -> None:
+    """What a new loop entry makes of optimizer state that workers don't keep."""
+    last = optimizers[-1].param_groups[0]["params"]
+    for optimizer in optimizers:
+        if border == "reset":
+            optimizer.state.clear()
+            continue
+        for mine, theirs in zip(optimizer.param_groups[0]["params"], last, strict=True):
+            for key, value in optimizers[-1].state[theirs].items():
+                if isinstance(value, torch.Tensor) and value.dim():
+                    packed = pack_inner(value) if border == "8 bits" else None
+                    optimizer.state[mine][key].copy_(value if packed is None else unpack_inner(packed))
+
+
 def local(task: Task, setting: Setting, seed: int, steps: int) -> dict[str, Any]:
     model, loss, tested, total = task.build(seed)
     base = held = state_of(model)
@@ -186,8 +180,18 @@ def local(task: Task, setting: Setting, seed: int, steps: int) -> dict[str, Any]
     index = batches(total, steps, task.batch, seed)
     summed: dict[str, torch.Tensor] = {}
     averaged, rates, merges = 0, [], 0
+    gradients = Gradients(base, setting.gradients)
     for start, end in rounds(setting, steps):
         contributions = []
+        if averages(setting, start, steps):
+            for w, (worker, optimizer) in enumerate(zip(workers, optimizers, strict=True)):
+                pace(optimizer, lr, task, start, steps)
+                optimizer.zero_grad()
+                loss(worker, index[start, w]).backward()
+            sent_up, sent_down = gradients.step(workers, optimizers)
+            up, down = up + sent_up, down + sent_down
+            base = held = state_of(workers[0])
+            continue
         for w, (worker, optimizer) in enumerate(zip(workers, optimizers, strict=True)):
             load(worker, held)
             if setting.inner == "reset":
@@ -210,6 +214,8 @@ def local(task: Task, setting: Setting, seed: int, steps: int) -> dict[str, Any]
         config = StrategyConfig(name="local", solo=False, outer_lr=rate, outer_momentum=setting.momentum, bits=setting.up)
         base, outer = merge(base, contributions, config, outer)
         merges += 1
+        if setting.border != "own" and end % setting.entry == 0 and end < steps:
+            at_border(optimizers, setting.border)
         if setting.inner == "mean" and end < steps:
             sent = mean_inner(optimizers)
             up, down = up + sent * WORKERS, down + sent

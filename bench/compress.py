@@ -26,10 +26,10 @@ def cases(base: State, new: State) -> dict[str, tuple[Callable[[], bytes], Calla
             lambda bits=bits: encode_change(base, new, bits=bits, include_inner=False)[0],
             lambda data: decode_change(data, base, max_bytes=MAX_BYTES),
         )
-        for bits in (32, 8, 4, 2)
+        for bits in (32, 8, 4, 2, 1)
     }
     found["version, whole"] = (new.to_bytes, lambda data: State.from_bytes(data))
-    for bits in (8, 4):
+    for bits in (8, 4, 1):
         found[f"version, {bits}-bit step"] = (
             lambda bits=bits: encode_step(base, new, bits=bits)[0],
             lambda data: apply_step(base, data, max_bytes=MAX_BYTES),

@@ -13,6 +13,7 @@ from depin_nb.core.lease import EntrySpec, Unit
 from depin_nb.core.packages import checked, other_versions
 from depin_nb.core.state import State
 from depin_nb.hub.leases.entry import OUT, Entry
+from depin_nb.hub.leases.members import links_of
 from depin_nb.hub.records import resumable
 from depin_nb.hub.records.resuming import MAX_TEXT
 from depin_nb.hub.run import Run
@@ -118,13 +119,15 @@ class KernelOps:
         return {"status": self._hub.status(ended).to_dict()}
 
     def needs(self, packages: dict[str, Any]) -> dict[str, Any]:
-        """Which joined workers lack which of these {distribution: version}, have another version, or can't compile; by worker id."""
+        """Which joined workers lack which of these {distribution: version}, have another version, or can't compile, and their links as
+        last measured; by worker id."""
         wanted = checked(packages) or {}
         members = list(self._hub.members.values())
         return {
             "lacks": {m.worker_id: found for m in members if (found := m.lacks(wanted))},
             "other": {m.worker_id: found for m in members if (found := other_versions(wanted, m.packages or {}))},
             "uncompiled": [m.worker_id for m in members if not m.compiles],
+            "links": links_of(members),
         }
 
     async def blob_missing(self, run: str, digests: Iterable[str]) -> dict[str, Any]:
@@ -186,6 +189,9 @@ class KernelOps:
         active.own_inner = active.weights is not None and await hub.in_executor(same_inner, active.weights, weights)
         active.weights, active.version, active.entries = weights, version, number
         told = about or {}
+        if active.strategies.get(site["place"], opened.strategy.name) != opened.strategy.name:
+            active.say("strategy", hub.clock.now(), f"From here on {told.get('strategy') or opened.strategy.name}"[:MAX_TEXT])
+        active.strategies[site["place"]] = opened.strategy.name
         active.where = str(told.get("loop") or active.where)[:MAX_TEXT]
         active.strategy = str(told.get("strategy") or active.strategy or opened.strategy.name)[:MAX_TEXT]
         active.number, active.done_before = site["number"], hub.resuming.done_before(active, site["number"], opened)

@@ -112,6 +112,7 @@ class Run:
     settled: bool = False
     interrupt: Callable[[], None] | None = None  # of a detached run: interrupts its process, as the Stop button does a kernel
     note: str = ""  # why it is being ended, where its kernel doesn't say
+    strategies: dict[str, str] = field(default_factory=dict)  # by the loop's place: the newest entry's
     number: int = 0  # of the newest loop entry in its cell
     past: Past | None = None
     continues: str | None = None

@@ -129,16 +129,17 @@ class WorkerOps:
             raise UsageError(f"a link is measured with at most {MAX_LINK_BYTES >> 10} KiB")
         return {"data": os.urandom(want)}  # what is on the way can't be compressed
 
-    async def lease(self, worker: str, timeout_s: float = 30.0, held: Sequence[str] = ()) -> dict[str, Any]:
+    async def lease(self, worker: str, timeout_s: float = 30.0, held: Sequence[str] = (), link: Any = None) -> dict[str, Any]:
         """`{"lease"}` as soon as there is one, `{"wait": True}` after `timeout_s`, `{"leave": True}` for a worker that isn't wanted.
 
-        `held`: leases that the worker has in hand; any other that it was given is lost.
+        `held`: leases that the worker has in hand; any other that it was given is lost. `link`: its link, where it measured it anew.
         """
         hub = self._hub
         member = hub.members.get(worker)
         if member is None:
             return {"leave": True}
         member.seen_s = hub.clock.monotonic()
+        member.linked(link)
         self._drop_others(member, held)
         if member.parked is not None and not member.parked.done():
             member.parked.set_result({"wait": True})  # an older call of the same worker: only one can get the lease

@@ -163,7 +163,7 @@ COMMANDS = (
             Argument(
                 "--bits",
                 "bits for each number of a change on its way to the hub: fewer are faster and coarser",
-                choices=("4", "8", "32"),
+                choices=("1", "4", "8", "32"),
                 kind=int,
             ),
             Argument(

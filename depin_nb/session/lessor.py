@@ -170,12 +170,15 @@ class Lessor:
 
     def admit(self, shipment: Shipment) -> bool:
         """Leaves out the workers that lack packages; True when others remain than were counted on, so that the strategy is chosen anew.
+        Learns of their links as they last measured them.
 
         Raises NoWorkers, with the names, when none is left.
         """
         answer = self.client.call("needs", packages=dict(shipment.manifest.packages))
         self._fitness = Fitness(answer["lacks"], answer["other"], tuple(answer["uncompiled"]))
-        able = [d for d in self.workers if d.worker_id not in self._fitness.lacks]
+        links: dict[str, dict[str, float]] = answer["links"]
+        known = [replace(d, **links[d.worker_id]) if d.worker_id in links else d for d in self.workers]
+        able = [d for d in known if d.worker_id not in self._fitness.lacks]
         changed = len(able) != len(self.workers)
         if changed and not able:
             raise NoWorkers(

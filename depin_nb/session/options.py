@@ -14,7 +14,7 @@ _OWN = ("budget", "name", "resume")  # of one run alone
 class TrainOptions:
     """`strategy`: auto, sync, local or sparse. `budget`: the most that the run may spend (None: the session's). `workers`: at most so many.
 
-    `inner_steps`: steps between merges; `bits`: how changes travel (4, 8, 32); None: chosen.
+    `inner_steps`: steps between merges; `bits`: how changes travel (1, 4, 8, 32); None: chosen.
     `data`: how datasets travel: auto, whole, samples (of each lease) or worker (built there from its own files).
     `send`: names that travel to workers although they look like secrets. `resume`: the run that is continued ("": the newest one of the
     same cell); what isn't given is as it was there.

@@ -24,6 +24,7 @@ from ..worker import agent as agents
 from ..worker import device as facts
 from ..worker import link as links
 from ..worker.agent import Agent
+from ..worker.gauge import Gauge
 from .histories import DevicePlan, Fault
 from .virtual import Fiber, Process
 from .world import NOTICED_S, Comm, World
@@ -299,6 +300,7 @@ class SimulatedLink(links.HubLink):
     def __init__(self, scheduler: str, worker: str, link: Link) -> None:
         self.worker, self._link = worker, link
         self._device = Device.by_process[scheduler]
+        self._clock, self._gauge = self._device.world.clock, Gauge()
         self._rpc = self
         if bytes_ := self._device.world.plan.part_bytes:
             self.whole_bytes = self.up_part_bytes = self.down_part_bytes = bytes_
@@ -326,6 +328,10 @@ class SimulatedLink(links.HubLink):
 
     async def measured(self) -> dict[str, float]:
         return {"up_mbit_s": 20.0, "down_mbit_s": 50.0, "latency_ms": 1e3 * self._device.plan.latency_s}
+
+    async def changed(self) -> dict[str, float] | None:
+        """Measured anew at every eighth lease."""
+        return await self.measured() if self._device.leases % 8 == 7 else None
 
     async def close(self) -> None:
         """Nothing is held."""

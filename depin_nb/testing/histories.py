@@ -11,7 +11,7 @@ from ..core.lease import StrategyConfig
 STRATEGIES: dict[str, StrategyConfig] = {
     "solo": StrategyConfig(),
     "local": StrategyConfig(name="local", solo=False, inner_steps=3, bits=32),
-    "local, 4 bits": StrategyConfig(name="local", solo=False, inner_steps=4, bits=4, outer_momentum=0.3),
+    "local, 4 bits": StrategyConfig(name="local", solo=False, inner_steps=4, bits=4, outer_momentum=0.3, down_bits=4),
     "sync": StrategyConfig(name="sync", solo=False, inner_steps=3),
 }
 PROFILES = ("phone", "laptop", "single-board")

@@ -3,7 +3,7 @@
 How a slot travels follows from its kind, dtype and size alone (`_form`), so the bytes name no form and can't choose one:
 RAW new values (bit-exact); DELTA, a float32 difference; BLOCKS, a quantised difference (`quantize.py`, `thin.py`); SPARSE, the
 difference's largest values (`sparse.py`); ROUNDED, values in 8 bits (`inner.py`), where they are few in bfloat16. With 32 bits
-everything is RAW; with 2, large parameters are SPARSE and smaller ones as with 4. Optimizer state never travels as a quantised
+everything is RAW; with 1 and 2, large parameters are SPARSE and smaller ones as with 4. Optimizer state never travels as a quantised
 difference: `exp_avg_sq` must not become negative.
 """
 
@@ -18,7 +18,7 @@ from depin_nb.core.errors import CodecError
 from depin_nb.core.state import CARRIED, INNER, KINDS, PARAM, RNG, STEP, State
 
 from .inner import pack_inner
-from .packed import BLOCKS, DELTA, DENSE_BITS, RAW, ROUNDED, SPARSE, Packed, Rounded, pieces
+from .packed import BLOCKS, DELTA, DENSE_BITS, RAW, ROUNDED, SPARSE, SPARSE_KEPT, Packed, Rounded, pieces
 from .quantize import BLOCK, quantize
 from .sparse import CHUNK, sparsify
 from .thin import thinned
@@ -26,7 +26,7 @@ from .thin import thinned
 if TYPE_CHECKING:
     import torch
 
-BITS = (2, 4, 8, 32)
+BITS = (1, 2, 4, 8, 32)
 RESIDUAL_DECAY = 0.95  # of what SPARSE left out; it stands in for the outer momentum (SparseLoCo, arXiv:2508.15706)
 APPEARING = (INNER, STEP, CARRIED, RNG)  # kinds of which a worker may make slots (an optimizer makes its state at the first step)
 RESHAPING = (CARRIED, RNG)  # kinds whose shape may change (a hidden state at a short last batch)
@@ -64,14 +64,14 @@ def encode_change(
 ) -> tuple[bytes, dict[str, torch.Tensor]]:
     """`(codec bytes, residual)` of the change from `base` to `new`; slots that are bitwise equal cost nothing.
 
-    `bits` 32: raw new values of every kind. 4 or 8: parameters as differences, quantised where a slot has more than one block; 2: as 4,
-    but of slots of more than one chunk only the largest values. Carried tensors and generators stay with fewer than 32.
+    `bits` 32: raw new values of every kind. 4 or 8: parameters as differences, quantised where a slot has more than one block; 1 and
+    2: as 4, but of slots of more than one chunk only the largest values. Carried tensors and generators stay with fewer than 32.
     `include_inner`: whether float optimizer state goes along.
     `residual`: what compression lost before (float32, by slot), added to this change; the one returned is what is lost now. A caller
     without error feedback passes none and drops what it gets. Raises CodecError for a slot that can't change this way.
     """
     if bits not in BITS:
-        raise CodecError(f"{bits} bits aren't offered", hint="Use 2, 4, 8 or 32.")
+        raise CodecError(f"{bits} bits aren't offered", hint="Use 1, 2, 4, 8 or 32.")
     left = dict(residual or {})
     slots: dict[str, tuple[str, Any]] = {}
     for name, value in new.tensors.items():
@@ -110,7 +110,7 @@ def _packed(name: str, kind: str, old: torch.Tensor | None, value: torch.Tensor,
         flat = flat + before.reshape(-1) * (RESIDUAL_DECAY if form == SPARSE else 1.0)
     payload: tuple[Any, ...]
     if form == SPARSE:
-        payload, sent = sparsify(flat)
+        payload, sent = sparsify(flat, SPARSE_KEPT[bits])
     else:
         packed, scales, sent = quantize(flat, DENSE_BITS[bits])
         payload = thinned(packed, scales, DENSE_BITS[bits])
@@ -211,7 +211,7 @@ def _form(kind: str, dtype: torch.dtype, numel: int, bits: int) -> str:
     if bits == 32 or not dtype.is_floating_point:
         return RAW
     if kind == PARAM:
-        if bits == 2 and numel > CHUNK:
+        if bits in SPARSE_KEPT and numel > CHUNK:
             return SPARSE
         return BLOCKS if numel > BLOCK else DELTA
     return ROUNDED if kind == INNER and str(dtype) in ("torch.float32", "torch.float64") else RAW

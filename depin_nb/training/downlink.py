@@ -18,24 +18,26 @@ from depin_nb.core.errors import CodecError
 from depin_nb.core.state import INNER, KINDS, PARAM, State
 
 from .compress import same_bits
+from .packed import DENSE_BITS
 from .quantize import BLOCK, quantize
+from .sparse import CHUNK, MANY, densify, sparsify
 from .thin import restored, thinned
 
 if TYPE_CHECKING:
     import torch
 
 DIGEST_BYTES = 16
-STEP_BITS = (4, 8)
+STEP_BITS = (1, 4, 8)
 ROUNDED = ("float32", "float64")  # dtypes of optimizer state that travels as bfloat16
 
 
 def encode_step(held: State, new: State, *, bits: int) -> tuple[bytes, State]:
     """`(codec bytes, after)`: the step from `held` towards `new`, and what a worker that held the one holds after it.
 
-    `bits`: of each value of a large parameter's difference, 4 or 8. Tensors that didn't change are shared.
+    `bits`: of each value of a large parameter's difference, 4 or 8, or 1 (`sparse.py`). Tensors that didn't change are shared.
     """
     if bits not in STEP_BITS:
-        raise CodecError(f"steps of {bits} bits aren't offered", hint="Use 4 or 8, or send versions whole.")
+        raise CodecError(f"steps of {bits} bits aren't offered", hint="Use 1, 4 or 8, or send versions whole.")
     slots: dict[str, tuple[str, Any]] = {}
     after = dict(held.tensors)
     for name, value in new.tensors.items():
@@ -63,10 +65,16 @@ def _packed(kind: str, old: torch.Tensor | None, value: torch.Tensor, bits: int)
         return (rounded, name), rounded.to(value.dtype)
     if old is not None and _coarse(kind, old) and (old.shape, old.dtype) == (value.shape, value.dtype):
         difference = (value.detach().to(_wide(old)) - old.to(_wide(old))).float().reshape(-1)
-        packed, scales, delta = quantize(difference, bits)
+        payload: tuple[Any, ...]
+        if _sparse(old, bits):
+            payload, delta = sparsify(difference, MANY)
+            scales = payload[-1]
+        else:
+            packed, scales, delta = quantize(difference, DENSE_BITS[bits])
+            payload = thinned(packed, scales, DENSE_BITS[bits])
         moved = _moved(old, delta)
         if bool(scales.isfinite().all()) and bool(moved.isfinite().all()):
-            return thinned(packed, scales, bits), moved
+            return payload, moved
     return value, value
 
 
@@ -96,7 +104,11 @@ def apply_step(held: State, data: bytes | bytearray | memoryview, *, max_bytes: 
             raise CodecError(f"a step changes {name}, which isn't held", slot=name)
         else:
             largest = min(float(torch.finfo(old.dtype).max), float(torch.finfo(torch.float32).max))
-            tensors[name] = _moved(old, restored(payload, old.numel(), bits, largest=largest))
+            if _sparse(old, bits):
+                delta = densify(payload, old.numel(), MANY, largest=largest)
+            else:
+                delta = restored(payload, old.numel(), DENSE_BITS[bits], largest=largest)
+            tensors[name] = _moved(old, delta)
         kinds[name] = kind
     for name in removed:
         if type(name) is not str or name not in tensors or name in slots:
@@ -123,6 +135,10 @@ def digest_of(state: State) -> bytes:
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     digest.update(encode(state.plain))
     return digest.digest()
+
+
+def _sparse(tensor: torch.Tensor, bits: int) -> bool:
+    return bits == 1 and tensor.numel() > CHUNK
 
 
 def _coarse(kind: str, tensor: torch.Tensor) -> bool:

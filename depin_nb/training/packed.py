@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import torch
 
 RAW, DELTA, BLOCKS, SPARSE, ROUNDED = "raw", "delta", "blocks", "sparse", "rounded"
-DENSE_BITS = {2: 4, 4: 4, 8: 8}  # of blocks
+DENSE_BITS = {1: 4, 2: 4, 4: 4, 8: 8}  # of blocks
+SPARSE_KEPT = {1: sparse.MANY, 2: sparse.KEPT}  # of each chunk
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Packed:
         if form == BLOCKS:
             thin.check(payload, numel, dense_bits, largest=largest)
         elif form == SPARSE:
-            sparse.check(payload, numel, largest=largest)
+            sparse.check(payload, numel, SPARSE_KEPT[bits], largest=largest)
         elif not isinstance(payload, torch.Tensor) or payload.dtype != torch.float32 or payload.shape != old.shape:
             raise CodecError("not a change of this slot's shape")
         elif numel and not bool((payload.abs() <= largest).all()):  # false for NaN as well

@@ -22,7 +22,9 @@ Bytes = NDArray[np.uint8]
 def encode_positions(positions: Positions) -> tuple[int, Bytes]:
     """`(low_bits, bytes)` of strictly increasing positions from 0, with the `low_bits` that give the fewest bytes."""
     gaps = np.diff(positions, prepend=-1) - 1
-    low_bits = min(range(MAX_LOW_BITS + 1), key=lambda bits: gaps.size * bits + int((gaps >> bits).sum()))
+    low_bits, size = 0, int(gaps.sum())
+    while low_bits < MAX_LOW_BITS and (more := gaps.size * (low_bits + 1) + int((gaps >> (low_bits + 1)).sum())) < size:
+        low_bits, size = low_bits + 1, more  # convex in low_bits: the first one that isn't better is the last to look at
     ends = np.cumsum((gaps >> low_bits) + 1) - 1
     unary = np.zeros(int(ends[-1]) + 1 if gaps.size else 0, dtype=np.uint8)
     unary[ends] = 1

@@ -1,8 +1,9 @@
-"""The largest values of a float32 vector, 2 bits each: what strategy `sparse` sends of a large parameter.
+"""The largest values of a float32 vector, 2 bits each: what strategy `sparse` and changes of 1 bit send of a large parameter.
 
-Of each chunk of 4,096 values the 64 of largest magnitude are kept (fewer of a shorter last chunk, in proportion), zeros among them left
-out. A kept value is its sign and one of two magnitudes of its chunk (bfloat16, a one-dimensional 2-means of its kept magnitudes);
-where it belongs is coded in `positions.py`. About 10 bits a kept value: 0.02 bytes a parameter, 1/205 of float32.
+Of each chunk of 4,096 values the 64 of largest magnitude are kept, with 1 bit the 1,228 (fewer of a shorter last chunk, in proportion),
+zeros among them left out. A kept value is its sign and one of two magnitudes of its chunk (bfloat16, a one-dimensional 2-means of its
+kept magnitudes); where it belongs is coded in `positions.py`. 64 take about 10 bits each: 0.02 bytes a parameter, 1/205 of float32;
+1,228 take 5 each: 1.5 bits a parameter, 1/21.
 Chunk, share and 2 bits with error feedback are SparseLoCo's (arXiv:2508.15706; its source codes positions at 12 bits or by Rice).
 """
 
@@ -21,33 +22,35 @@ if TYPE_CHECKING:
 
 CHUNK = 4096
 KEPT = 64
+MANY = 1228  # three tenths: of 0.05 to 0.4, with merges as often as the bytes allow, what came closest (bench/bytes_loss.py)
 _ROUNDS = 3  # of 2-means: later ones move a magnitude by less than bfloat16 rounds it
 
 
-def most_kept(numel: int) -> int:
-    """How many values of `numel` are kept at most."""
-    return numel // CHUNK * KEPT + -(-(numel % CHUNK) * KEPT // CHUNK)
+def most_kept(numel: int, kept: int = KEPT) -> int:
+    """How many values of `numel` are kept at most, where `kept` of a chunk are."""
+    return numel // CHUNK * kept + -(-(numel % CHUNK) * kept // CHUNK)
 
 
-def sparsify(flat: torch.Tensor) -> tuple[tuple[int, int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+def sparsify(flat: torch.Tensor, most: int = KEPT) -> tuple[tuple[int, int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
     """`((count, low_bits, positions uint8, values uint8, magnitudes bfloat16 (chunks, 2)), restored)` of the 1-d float32 tensor `flat`.
 
-    `restored` is bit for bit what `densify` returns. Where a value isn't finite, neither is a magnitude, which a decoder refuses.
+    `most`: how many values of a chunk are kept. `restored` is bit for bit what `densify` returns. Where a value isn't finite, neither is
+    a magnitude, which a decoder refuses.
     """
     import torch
 
     numel = flat.numel()
     rows = torch.nn.functional.pad(flat, (0, -numel % CHUNK)).view(-1, CHUNK)
-    sizes, columns = rows.abs().topk(KEPT, dim=1)  # largest first, NaN before everything
+    sizes, columns = rows.abs().topk(most, dim=1)  # largest first, NaN before everything
     kept = sizes != 0
     if tail := numel % CHUNK:
-        kept[-1, most_kept(tail) :] = False
+        kept[-1, most_kept(tail, most) :] = False
     magnitudes = _two_means(sizes, kept)
     wide = magnitudes.float()
-    large = sizes > wide.mean(dim=1, keepdim=True)
-    at = (columns + torch.arange(len(rows)).unsqueeze(1) * CHUNK)[kept]
-    order = at.argsort()
-    at, large = at[order], large[kept][order]
+    marks = kept.to(torch.uint8) * (1 + (sizes > wide.mean(dim=1, keepdim=True)).to(torch.uint8))  # 2 where it is a large one
+    placed = torch.zeros(rows.shape, dtype=torch.uint8).scatter_(1, columns, marks).view(-1)
+    at = placed.nonzero().view(-1)
+    large = placed[at] == 2
     negative = flat[at] < 0
     restored = torch.zeros_like(flat)
     restored[at] = _levels(at, large, negative, wide)
@@ -56,7 +59,7 @@ def sparsify(flat: torch.Tensor) -> tuple[tuple[int, int, torch.Tensor, torch.Te
     return (at.numel(), low_bits, torch.from_numpy(positions), values, magnitudes), restored
 
 
-def check(payload: Any, numel: int, *, largest: float) -> None:
+def check(payload: Any, numel: int, most: int = KEPT, *, largest: float) -> None:
     """Raises CodecError unless the payload is `sparsify`'s of `numel` values, sizes fit, positions increase within `numel`, and every value
     is finite and at most `largest`."""
     import torch
@@ -64,7 +67,7 @@ def check(payload: Any, numel: int, *, largest: float) -> None:
     if type(payload) is not tuple or len(payload) != 5 or not all(isinstance(part, torch.Tensor) for part in payload[2:]):
         raise CodecError("not a sparse change")
     count, low_bits, positions, values, magnitudes = payload
-    if type(count) is not int or type(low_bits) is not int or not 0 <= count <= most_kept(numel):
+    if type(count) is not int or type(low_bits) is not int or not 0 <= count <= most_kept(numel, most):
         raise CodecError("a sparse change keeps more than it may")
     if positions.dtype != torch.uint8 or positions.dim() != 1:
         raise CodecError("a sparse change's positions are malformed")
@@ -88,11 +91,11 @@ def add(total: torch.Tensor, payload: tuple[Any, ...], weight: float) -> None:
     total.index_add_(0, at, _levels(at, bits[count:], bits[:count], magnitudes.float()), alpha=weight)
 
 
-def densify(payload: Any, numel: int, *, largest: float) -> torch.Tensor:
+def densify(payload: Any, numel: int, most: int = KEPT, *, largest: float) -> torch.Tensor:
     """The 1-d float32 tensor of `numel` values, zero where none was kept. Raises CodecError as `check` does."""
     import torch
 
-    check(payload, numel, largest=largest)
+    check(payload, numel, most, largest=largest)
     dense = torch.zeros(numel)
     add(dense, payload, 1.0)
     return dense

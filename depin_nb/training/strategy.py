@@ -12,14 +12,16 @@ from typing import Any
 from depin_nb.core.errors import UsageError
 from depin_nb.core.lease import StrategyConfig
 
-from .sparse import CHUNK, KEPT
+from .sparse import CHUNK, KEPT, MANY
 
 STRATEGIES = ("auto", "sync", "local", "sparse")
 OPTIONS = ("inner_steps", "bits", "outer_lr", "outer_momentum", "error_feedback")
 MAX_INNER_STEPS = 50  # longer rounds drift (docs/training.md) and couldn't be audited by replay
 UNKNOWN_INNER_STEPS = 10  # when the loop's length isn't known, it may be short
 ROUNDS = 3  # merges to have at least in an entry: more cost transfers and gain nothing (bench/local_steps.py)
-DOWN_BITS = {2: 4, 4: 4, 8: 8, 32: 32}  # new versions travel as coarsely as changes do, or by 4 bits where these are sparse
+DOWN_BITS = {1: 1, 2: 4, 4: 4, 8: 8, 32: 32}  # new versions travel as coarsely as changes do, or by 4 bits where these are sparse
+COARSE_ROUNDS = 3  # merges with 1 bit for each one with 4: as many bytes, and closer to per-step sync (bench/bytes_loss.py)
+COARSE_LR = 1.25  # outer rate with 1 bit, without momentum: what is left out and sent later has a momentum of its own
 OUTER_MOMENTUM = 0.3  # of 0 to 0.5, with outer rate 1, what came closest to a local run on short runs (bench/local_steps.py)
 
 
@@ -51,7 +53,8 @@ def choose(
             return config, "one worker runs every iteration in order, exactly as the cell would here"
         return config, f"one worker runs every iteration in order: {solo_reason}"
     inner_steps = given.pop("inner_steps", None)
-    steps = inner_steps or _inner_steps(total, workers)
+    coarse = given.get("bits") == 1
+    steps = inner_steps or _inner_steps(total, workers, COARSE_ROUNDS if coarse else 1)
     if name == "sync" or (name == "auto" and backend == "local"):
         if given:
             wrong = ", ".join(given)
@@ -66,17 +69,25 @@ def choose(
         if "bits" in given:
             raise UsageError("bits says nothing to strategy sparse", hint="sparse sends 2 bits of each value; use --strategy local.")
         own |= {"name": "sparse", "outer_momentum": 0.0, "bits": 2}  # what is left out and sent later has a momentum of its own
+    elif coarse:
+        own |= {"outer_lr": COARSE_LR, "outer_momentum": 0.0}
     config = StrategyConfig(**{**own, **given})
     config = replace(config, down_bits=DOWN_BITS[config.bits])
     why = because or ("home links are slow" if name == "auto" else "as asked")
-    chosen = f"about {ROUNDS} merges an entry, at most {MAX_INNER_STEPS} iterations" if total else "the loop's length isn't known"
+    often = COARSE_ROUNDS if coarse else 1
+    merges = f"about {ROUNDS * often} merges an entry, at most {MAX_INNER_STEPS // often} iterations"
+    chosen = merges if total else "the loop's length isn't known"
     length = "as asked" if inner_steps else chosen
-    sent = {32: "whole values", 2: f"the largest {KEPT} changes of each {CHUNK:,}"}.get(config.bits, f"{config.bits}-bit changes")
+    largest = {2: KEPT, 1: MANY}.get(config.bits)
+    sent = "whole values" if config.bits == 32 else f"{config.bits}-bit changes"
+    sent = sent if largest is None else f"the largest {largest:,} changes of each {CHUNK:,}"
     return config, f"{why}, each of {workers} workers takes about {steps} iterations between merges ({length}) and sends {sent}"
 
 
-def _inner_steps(total: int | None, workers: int) -> int:
-    return UNKNOWN_INNER_STEPS if total is None else max(1, min(MAX_INNER_STEPS, total // (workers * ROUNDS)))
+def _inner_steps(total: int | None, workers: int, often: int) -> int:
+    """`often`: so many times as many merges."""
+    steps = UNKNOWN_INNER_STEPS if total is None else min(MAX_INNER_STEPS, total // (workers * ROUNDS))
+    return max(1, steps // often)
 
 
 def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,13 +98,13 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         good = {
             "inner_steps": type(value) is int and value >= 1,
-            "bits": type(value) is int and value in (4, 8, 32),
+            "bits": type(value) is int and value in (1, 4, 8, 32),
             "outer_lr": number and 0 < value <= 2,
             "outer_momentum": number and 0 <= value < 1,
             "error_feedback": isinstance(value, bool),
         }
         if not good[name]:
-            allowed = {"inner_steps": "a whole number from 1", "bits": "4, 8 or 32", "outer_lr": "above 0 and at most 2"}
+            allowed = {"inner_steps": "a whole number from 1", "bits": "1, 4, 8 or 32", "outer_lr": "above 0 and at most 2"}
             allowed |= {"outer_momentum": "at least 0 and below 1", "error_feedback": "true or false"}
             raise UsageError(f"{name} can't be {value!r}", hint=f"It is {allowed[name]}.")
     return given

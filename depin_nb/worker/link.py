@@ -18,7 +18,9 @@ from ..hub.client import typed
 from ..network import frames
 from ..network.shaping import Link, size_of
 from ..ports import Clock, SystemClock
+from .gauge import Gauge
 
+TRANSFERS = ("depin_report", "depin_version", "depin_blob", "depin_part", "depin_put")  # ops of which the hub answers as soon as it can
 LINK_BYTES = 128 << 10
 LINK_COUNTS = (4, 16)  # so many at once; more where the first were through too soon to tell
 _STEP_S = 0.1
@@ -61,17 +63,21 @@ class HubLink:
         frames.register()
         self._rpc = rpc(scheduler)
         self._link = link
+        self._gauge = Gauge()
         self._loop = asyncio.get_running_loop()
 
     async def call(self, op: str, *, shaped: bool = True, **request: Any) -> Any:
         """The hub's answer. Raises its errors by their types, and HubDied when the connection is lost. `shaped=False`: a few bytes of
         control that don't queue behind a transfer."""
+        start_s = self._clock.monotonic()
         try:
             if shaped:
                 await self._link.up(size_of(request))
             answer = await getattr(self._rpc, op)(worker=self.worker, **frames.beside(request))
             if shaped:
                 await self._link.down(size_of(answer))
+            if op in TRANSFERS:
+                self._gauge.passed(size_of(request), size_of(answer), self._clock.monotonic() - start_s)
         except OSError as error:
             raise HubDied(f"the hub does not answer ({op}: {error})") from None
         if isinstance(answer, dict) and isinstance(answer.get("error"), dict):
@@ -98,7 +104,13 @@ class HubLink:
         up, down = await self._rate(data=filler), await self._rate(want=LINK_BYTES)
         latency_ms = 1e3 * max(latency_s, _FASTEST_S)
         self.up_part_bytes, self.down_part_bytes = part_bytes(up * 8e-6, latency_ms), part_bytes(down * 8e-6, latency_ms)
-        return {"up_mbit_s": up * 8e-6, "down_mbit_s": down * 8e-6, "latency_ms": latency_ms}
+        found = {"up_mbit_s": up * 8e-6, "down_mbit_s": down * 8e-6, "latency_ms": latency_ms}
+        self._gauge.measured(found, self._clock.monotonic())
+        return found
+
+    async def changed(self) -> dict[str, float] | None:
+        """The link measured anew where transfers were far from what they should have taken, else None."""
+        return await self.measured() if self._gauge.doubted(self._clock.monotonic()) else None
 
     async def _rate(self, **request: Any) -> float:
         """Bytes/s one way. Transfers that begin together end one after the other: by then neither what a router takes at once nor the

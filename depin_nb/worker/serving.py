@@ -137,7 +137,8 @@ class Serving:
         while True:
             async with self._changed:
                 await self._changed.wait_for(lambda: len(self._ahead) < (AHEAD if self._at_work is not None else AHEAD + 1))
-            answer = await hub.call("depin_lease", timeout_s=LEASE_POLL_S, held=list(self._held))
+            link = await hub.changed()
+            answer = await hub.call("depin_lease", timeout_s=LEASE_POLL_S, held=list(self._held), link=link)
             if answer.get("leave"):
                 return
             if answer.get("lease"):

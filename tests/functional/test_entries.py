@@ -57,3 +57,19 @@ def test_what_the_notebook_changes_between_entries_is_exact_and_alone_is_sent(on
     compare(ours, trained.namespace)
     assert trained.generators == generators
     assert trained.run.sent_bytes["states"] < most * STATE_BYTES
+
+
+def test_changes_of_one_bit_train_and_optimizer_state_comes_back(home):
+    three = wiring.connect("local", workers=3)
+    try:
+        cell = CELL.replace("BETWEEN", "pass")
+        trained = Trained(three, SETUP, cell, strategy="local", bits=1, inner_steps=1).checked()
+        losses = [float(line.split()[1]) for line in trained.text.splitlines()]
+        assert len(losses) == 6
+        assert losses[-1] < 0.5 * losses[0]
+        state = trained.namespace["opt"].state[trained.namespace["net"][0].weight]
+        assert bool((state["exp_avg_sq"] >= 0).all())
+        assert bool(state["exp_avg"].any())
+        assert state["step"] >= 6  # a worker's own over six entries, not the last entry's alone
+    finally:
+        wiring.connect("local", workers=1)

@@ -22,8 +22,7 @@ LANE_BINS = 120  # as fine as a lane is drawn
 SMOOTHING = 0.5  # weight of the newest measurement: a device's speed changes with heat and battery, within a few leases
 MAX_REJECTED = 3
 MAX_HELD = 2  # leases of a member: one at work, one ahead
-MAX_MBIT_S = 1e7
-MAX_LATENCY_MS = 1e6
+LINK = {"up_mbit_s": 1e7, "down_mbit_s": 1e7, "latency_ms": 1e6}  # what a link is, and what each is at most
 KINDS = ("local", "phone", "laptop", "single-board", "cloud")
 
 
@@ -116,6 +115,11 @@ class Member:
         """Packages that a program needs and this worker hasn't, as far as it tells."""
         return [] if self.packages is None else lacking(needed, self.packages)
 
+    def linked(self, said: Any) -> None:
+        """Takes its link as it measured it anew; what can't be isn't believed."""
+        for name, value in _link(said).items():
+            setattr(self, name, value)
+
     @property
     def free(self) -> bool:
         return not self.held
@@ -169,6 +173,11 @@ class Members(dict[str, Member]):
         self.fresh.clear()
 
 
+def links_of(members: Iterable[Member]) -> dict[str, dict[str, float]]:
+    """By worker id, of those that say."""
+    return {m.worker_id: {name: getattr(m, name) for name in LINK} for m in members if m.up_mbit_s > 0}
+
+
 def member_of(address: str, profile: str, wallet: str, facts: Mapping[str, Any], session: str, now_s: float) -> Member:
     """A member from what a worker says of itself; odd facts are replaced, not believed."""
     speed = facts.get("speed", 1.0)
@@ -196,10 +205,9 @@ def member_of(address: str, profile: str, wallet: str, facts: Mapping[str, Any],
 
 def _link(said: Any) -> dict[str, float]:
     """A worker's link as `Member` has it; nothing where any of it can't be."""
-    limits = {"up_mbit_s": MAX_MBIT_S, "down_mbit_s": MAX_MBIT_S, "latency_ms": MAX_LATENCY_MS}
-    if not isinstance(said, Mapping) or set(said) != set(limits):
+    if not isinstance(said, Mapping) or set(said) != set(LINK):
         return {}
-    good = all(isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v <= limits[name] for name, v in said.items())
+    good = all(isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v <= LINK[name] for name, v in said.items())
     return {name: float(v) for name, v in said.items()} if good else {}
 
 

@@ -90,3 +90,16 @@ def test_workers_go_on_with_their_own_optimizer_state_until_the_notebook_touches
             await kernel.finish()
 
     in_time(scenario())
+
+
+def test_another_strategy_for_the_same_loop_is_told(tmp_path: Path) -> None:
+    async def scenario() -> list[str]:
+        async with hub_in(tmp_path) as hub:
+            kernel = await Kernel.open(hub)
+            for number, (place, strategy) in enumerate([("1", LOCAL), ("2", SOLO), ("1", LOCAL), ("1", replace(LOCAL, name="sparse"))], 1):
+                about = {"number": number, "where": place, "strategy": f"{strategy.name}: why"}
+                state = first_state().to_bytes()
+                await kernel.ops.entry_open(kernel.run_id, hub.spec(strategy, 5).to_dict(), state, about)
+            return (await kernel.finish())["notices"]
+
+    assert [notice for notice in in_time(scenario()) if "From here on" in notice] == ["From here on sparse: why"]

@@ -13,6 +13,7 @@ from depin_nb.backends.base import profile
 from depin_nb.core.errors import UsageError
 from depin_nb.hub.leases.members import member_of
 from depin_nb.hub.plugin import CoordinatorPlugin
+from depin_nb.ledger.wallet import Wallet
 from depin_nb.network.shaping import Link
 from depin_nb.worker.link import HubLink
 
@@ -52,6 +53,9 @@ class Direct:
     async def depin_link(self, **request: Any) -> Any:
         return self.ops.link(**request)
 
+    async def depin_report(self, **request: Any) -> Any:
+        return {"accepted": True}
+
     async def close_rpc(self) -> None:
         """Nothing is open."""
 
@@ -75,6 +79,43 @@ def test_a_simulated_link_is_measured_as_it_is(tmp_path: Path, kind: str) -> Non
     assert measured["up_mbit_s"] == pytest.approx(device.up_mbit_s, rel=0.02)
     assert measured["down_mbit_s"] == pytest.approx(device.down_mbit_s, rel=0.02)
     assert measured["latency_ms"] == pytest.approx(device.latency_ms, rel=0.02)
+
+
+def test_a_link_that_became_another_is_measured_anew(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with hub_in(tmp_path) as hub:
+            clock = Sleeper()
+
+            def link(up: float) -> Link:
+                return Link(up, 50.0, 0.04, clock=clock, sleep=clock.sleep)
+
+            worker = HubLink("tcp://127.0.0.1:1", "tcp://w", link(20.0), clock=clock)
+            await worker.close()
+            worker._rpc = Direct(hub.coordinator.workers)
+            passing = asyncio.ensure_future(clock.pass_time())
+            try:
+                facts = {"name": "w", "link": await worker.measured()}
+                hub.coordinator.workers.join("tcp://w", "phone", Wallet.new("w").address, facts)
+                worker._link = link(2.0)
+                clock.at_s += 3600
+                for _ in range(2):
+                    assert await worker.changed() is None
+                    await worker.call("depin_report", report={"change": bytes(1 << 20)})
+                found = await worker.changed()
+                assert found is not None
+                assert found["up_mbit_s"] == pytest.approx(2.0, rel=0.02)
+                assert await worker.changed() is None
+                asked = asyncio.ensure_future(hub.coordinator.workers.lease("tcp://w", 5, (), found))
+                await asyncio.sleep(0)
+                assert hub.coordinator.kernel.needs({})["links"]["w"]["up_mbit_s"] == found["up_mbit_s"]
+                asked.cancel()
+                member = hub.coordinator.members["tcp://w"]
+                member.linked({**found, "up_mbit_s": float("nan")})
+                assert member.up_mbit_s == found["up_mbit_s"]
+            finally:
+                passing.cancel()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
 def test_a_link_is_measured_over_rpc(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def test_the_hub_tells_who_lacks_what(tmp_path):
         "lacks": {"bare": ["tokenizers"]},
         "other": {"full": ["tokenizers 0.21"]},
         "uncompiled": ["bare"],
+        "links": {},
     }
 
 

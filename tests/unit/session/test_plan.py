@@ -123,7 +123,7 @@ def test_notices_while_it_runs_name_what_was_withheld_and_left_out():
 
 class Client:
     def __init__(self, **answer):
-        self.answer = {"lacks": {}, "other": {}, "uncompiled": [], **answer}
+        self.answer = {"lacks": {}, "other": {}, "uncompiled": [], "links": {}, **answer}
         self.asked = []
 
     def call(self, op, **request):

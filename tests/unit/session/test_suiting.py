@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from depin_nb.core.lease import StrategyConfig
 from depin_nb.core.state import State
+from depin_nb.core.status import Device
+from depin_nb.session.lessor import Lessor
 from depin_nb.session.options import TrainOptions
 from depin_nb.session.suiting import slowest, suit
 from depin_nb.training.strategy import choose
@@ -65,3 +67,37 @@ def test_the_slowest_link_counts_each_way() -> None:
     assert link is not None
     assert (link.up_bytes_s, link.down_bytes_s, link.latency_s) == (625e3, 1e6, 0.09)
     assert slowest([]) is None
+
+
+def test_another_link_at_a_later_entry_may_mean_another_strategy() -> None:
+    class Client:
+        """A hub whose workers measured their links anew between two entries."""
+
+        links: ClassVar[dict[str, dict[str, float]]] = {}
+
+        def call(self, op: str, **request: Any) -> dict[str, Any]:
+            assert op == "needs"
+            return {"lacks": {}, "other": {}, "uncompiled": [], "links": self.links}
+
+    def worker(name: str) -> Device:
+        return Device(name, name, "phone", True, "idle", up_mbit_s=500.0, down_mbit_s=500.0, latency_ms=20.0)
+
+    lessor = Lessor(
+        Client(),  # type: ignore[arg-type]
+        TrainOptions(),
+        workers=[worker("a"), worker("b")],
+        backend="depin",
+        source="",
+        on_status=lambda status: None,
+        newest_kept=lambda run: BIG,
+    )
+    entering: Any = SimpleNamespace(total=300, passes=100, solo_reason=None)
+    shipment: Any = SimpleNamespace(manifest=SimpleNamespace(packages={}))
+    ways = []
+    for up in (500.0, 5.0, 500.0):
+        Client.links = {"b": {"up_mbit_s": up, "down_mbit_s": 500.0, "latency_ms": 20.0}}
+        first = lessor.choose(entering)
+        assert not lessor.admit(shipment)  # nobody left or came: only a link is another
+        ways.append(lessor._suited(first, 0.02, BIG).name)
+        assert f"links of {up:.0f} Mbit/s" in lessor._reason
+    assert ways == ["local", "sparse", "local"]

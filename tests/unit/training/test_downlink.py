@@ -64,6 +64,23 @@ def test_both_ends_hold_the_same_and_errors_do_not_add_up(bits: int) -> None:
     assert max(lost) < 0.01
 
 
+def test_steps_of_one_bit_are_smaller_and_their_errors_do_not_add_up() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hub = worker = newest = State({"w": torch.randn(10_000, generator=generator)}, {"w": "param"}, {})
+    moved, off, sizes = 0.01, [], []
+    for _ in range(40):
+        newest = State({"w": newest.tensors["w"] + moved * torch.randn(10_000, generator=generator)}, {"w": "param"}, {})
+        data, hub = encode_step(hub, newest, bits=1)
+        worker = apply_step(worker, data, max_bytes=MAX)
+        assert alike(hub, worker)
+        sizes.append(len(data))
+        off.append(float((worker.tensors["w"] - newest.tensors["w"]).square().mean().sqrt()))
+    assert max(sizes) < 10_000 * 1.6 / 8
+    assert max(off[20:]) < 1.2 * max(off[:20]) < 2 * moved
+    with pytest.raises(CodecError):
+        apply_step(newest, encode({**decode(data), "bits": 4}), max_bytes=MAX)
+
+
 def test_a_step_is_small_and_nothing_costs_nothing() -> None:
     first = State({"w": torch.randn(100_000)}, {"w": "param"}, {})
     second = State({"w": first.tensors["w"] + 0.01 * torch.randn(100_000)}, {"w": "param"}, {})

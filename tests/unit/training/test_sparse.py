@@ -16,7 +16,7 @@ from depin_nb.core.lease import StrategyConfig
 from depin_nb.core.state import State
 from depin_nb.training.compress import decode_change, encode_change
 from depin_nb.training.merge import Contribution, merge
-from depin_nb.training.sparse import CHUNK, KEPT, densify, most_kept, sparsify
+from depin_nb.training.sparse import CHUNK, KEPT, MANY, densify, most_kept, sparsify
 
 MAX = 1 << 24
 torch.set_num_threads(1)
@@ -62,6 +62,29 @@ def test_it_takes_ten_bits_a_kept_value_and_nothing_where_nothing_changed() -> N
     payload, restored = sparsify(rows.reshape(-1))
     assert payload[0] == 30
     assert torch.equal(restored, rows.reshape(-1))
+
+
+@pytest.mark.parametrize("numel", [1, 3, 4095, 4097, 9100, 40_960])
+def test_with_one_bit_three_tenths_are_kept(numel: int) -> None:
+    payload, restored = sparsify(noise(numel), MANY)
+    assert torch.equal(densify(payload, numel, MANY, largest=1e9), restored)
+    assert payload[0] == most_kept(numel, MANY)
+    if numel > CHUNK:
+        size = sum(part.numel() * part.element_size() for part in payload[2:])
+        assert 8 * size < 1.55 * numel
+        assert float((restored - noise(numel)).norm() / noise(numel).norm()) < 0.55
+        with pytest.raises(CodecError, match="more than it may"):
+            densify(payload, numel, largest=1e9)
+
+
+def test_a_change_of_one_bit_is_one_of_one_bit() -> None:
+    base, new = two_states()
+    data, left = encode_change(base, new, bits=1, include_inner=False)
+    change = decode_change(data, base, max_bytes=MAX)
+    assert int((change.deltas["w"] != 0).sum()) == most_kept(70 * 130, MANY)
+    assert torch.equal(left["w"], new.tensors["w"] - base.tensors["w"] - change.deltas["w"])
+    with pytest.raises(CodecError, match="more than it may"):
+        decode_change(encode({**decode(data), "bits": 2}), base, max_bytes=MAX)
 
 
 def test_a_change_keeps_small_tensors_dense() -> None:

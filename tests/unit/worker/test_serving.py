@@ -47,6 +47,9 @@ class Hub:
         self.let = asyncio.Event()
         self.seen = asyncio.Condition()
 
+    async def changed(self):
+        """The link is what it was."""
+
     async def call(self, op: str, *, shaped: bool = True, **request):
         if op == "depin_alive":
             return {"go": True, "drop": []}

@@ -99,7 +99,7 @@ def complete(text: str) -> list[str]:
         ("%depin up local --b", ["--budget"]),
         ("%depin scale 2 --backend d", ["depin"]),
         ("%%depin train --strategy ", ["auto", "sync", "local", "sparse"]),
-        ("%%depin train --bits ", ["4", "8", "32"]),
+        ("%%depin train --bits ", ["1", "4", "8", "32"]),
         ("%%depin train --dry-run --na", ["--name"]),
         ("x = 1\n%depin u", ["up"]),
         ("x = 1\n%%depin t", []),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import secrets
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from depin_nb.core.state import State
     from depin_nb.hub.coordinator import Coordinator
 
+log = logging.getLogger(__name__)
 MAX_LINK_BYTES = 256 << 10
 MAX_LOG_BYTES = 64 << 20
 MAX_WAIT_S = 60.0
@@ -263,9 +265,14 @@ class WorkerOps:
             checked = checked_report(report, record)
             run.bytes_up += len(checked.change) + len(checked.left) + sum(map(len, checked.logs))
             await self._earlier_merges(run, entry, record)
-            change = await hub.in_executor(self._decode, checked.change, run.weights, hub.change_limit(run))
+            base = run.weights
+            if record.lease.base_version != run.version:  # late: it is read against the version that it was made from
+                base = await hub.in_executor(hub.states.load, run.run_id, record.lease.base_version)
+            change = await hub.in_executor(self._decode, checked.change, base, hub.change_limit(run))
         except CodecError as error:
             return self._rejected(run, entry, record, error)
+        except (HubError, OSError) as error:
+            return self._unread(run, entry, record, error)
         if not record.at(LeaseState.SUBMITTED):
             return {"accepted": False, "reason": record.reason or LATE}
         self._accepted(run, entry, record, checked, change, now)
@@ -281,6 +288,15 @@ class WorkerOps:
             await self._hub.commits.settled(run)
             if record.lease.base_version != run.version and record.state is LeaseState.SUBMITTED:
                 raise CodecError("its base was never merged")
+
+    def _unread(self, run: Run, entry: Entry, record: LeaseRecord, error: Exception) -> dict[str, Any]:
+        """The hub can't read what the change was made from: no fault of the worker's; its units are leased again."""
+        log.error("a report of %s can't be used: %s", record.member.worker_id, error)
+        if record.at(LeaseState.SUBMITTED):
+            self._hub.taking.withdraw(run, entry, record, Trigger.LOSE, "the version it was made from can't be read")
+            self._hub.commits.close_rounds(run, entry)
+            self._hub.giving.dispatch()
+        return {"accepted": False, "reason": record.reason or LATE}
 
     def _rejected(self, run: Run, entry: Entry, record: LeaseRecord, error: CodecError) -> dict[str, Any]:
         reason = error.message
@@ -322,7 +338,7 @@ class WorkerOps:
         """Of two leases of the same units the first valid report counts; the other is told to stop, or paid if it is valid too."""
         if twin.state is LeaseState.LEASED:
             self._hub.taking.end(run, entry, twin, Trigger.DISCARD, "another worker was first", False)
-        elif twin.state is LeaseState.ACCEPTED:
+        elif twin.state in (LeaseState.ACCEPTED, LeaseState.MERGED):
             record.spare = True
 
     def _left_loop(self, run: Run, entry: Entry, record: LeaseRecord) -> None:

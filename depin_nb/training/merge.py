@@ -11,6 +11,10 @@ With base w, contributions i of n_i samples (n = their sum) and changes d_i (zer
 Two cases aren't averages, since base + (w' - base) is not w': a single contribution with rate 1 and momentum 0 (and every solo one) is
 taken as it is, raw values bit for bit; and in `sync` all replicas of a gang took the same steps, so parameters and optimizer state are
 those of the last contribution in loop order, a rank that took part in the last group.
+
+A late change, made from a version `staleness` merges back, counts by its difference from that version (`rebased`) and with the weight of
+1 / sqrt(1 + staleness) of its samples (FedBuff, arXiv:2106.06639, after FedAsync, arXiv:1903.03934); the rest of its weight is no change.
+Counters still add up in full.
 """
 
 from __future__ import annotations
@@ -30,12 +34,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Contribution:
-    """A worker's accepted lease: its weight in samples (at least 1 is counted), its last iteration, and its decoded change."""
+    """A worker's accepted lease: its weight in samples (at least 1 is counted), its last iteration, and its decoded change.
+
+    `staleness`: merges between the version it was made from and this one. A change with any is `rebased` first.
+    """
 
     worker_id: str
     samples: int
     last_index: int
     change: Change
+    staleness: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,11 @@ def merge(
     if not contributions:
         return base, outer
     ordered = sorted(contributions, key=lambda c: (c.last_index, c.worker_id))
-    if len(ordered) == 1 and (config.solo or config.name == "sync" or (config.outer_lr == 1 and not config.outer_momentum)):
+    if (
+        len(ordered) == 1
+        and not ordered[0].staleness
+        and (config.solo or config.name == "sync" or (config.outer_lr == 1 and not config.outer_momentum))
+    ):
         return _take(base, ordered[0].change), outer
     if config.solo:
         raise ValueError("a solo run's leases merge one by one")
@@ -64,6 +76,25 @@ def merge(
     for contribution in ordered:
         sums.add(contribution)
     return sums.finish(outer)
+
+
+def rebased(change: Change, then: State, now: State) -> Change:
+    """A change that was made from `then`, as one of `now`: parameters as differences, counters moved along. What is newest wins of whatever
+    has no difference (plain values, integer parameters and buffers): the late ones are left out."""
+    values, deltas = {}, dict(change.deltas)
+    for name, value in change.values.items():
+        kind, old, new = change.kinds[name], then.tensors.get(name), now.tensors.get(name)
+        if old is None or new is None or kind not in (PARAM, BUFFER, COUNTER):
+            values[name] = value  # optimizer state is a mean over those that sent it, a step the maximum
+        elif kind == PARAM and _is_float(value):
+            wide = _wide(value)
+            deltas[name] = value.to(wide) - old.to(wide)
+        elif kind == COUNTER and (_is_float(value) or str(value.dtype) != "torch.bool"):
+            values[name] = new + (value - old)
+        elif _is_float(value):
+            values[name] = value
+    kept = {name: change.kinds[name] for name in (*values, *deltas)}
+    return Change(values, deltas, kept)
 
 
 class Accumulator:
@@ -75,7 +106,7 @@ class Accumulator:
     def __init__(self, base: State, config: StrategyConfig, *, total: int) -> None:
         self._base, self._config, self._total = base, config, total
         self._sums: dict[str, torch.Tensor] = {}
-        self._sent: dict[str, int] = {}  # slot -> samples of those that sent it
+        self._sent: dict[str, float] = {}  # slot -> samples of those that sent it, late ones at their weight
         self._latest: dict[str, torch.Tensor] = {}  # slots that aren't sums: the newest value wins
         self._kinds: dict[str, str] = {}
         self._dtypes: dict[str, torch.dtype] = {}
@@ -97,9 +128,9 @@ class Accumulator:
             kind = change.kinds[name]
             if kind in (PARAM, BUFFER, COUNTER, INNER, STEP):
                 self._kinds[name] = kind
-                self._add_slot(name, kind, value, samples, is_delta=name in change.deltas)
+                self._add_slot(name, kind, value, samples / (1 + contribution.staleness) ** 0.5, is_delta=name in change.deltas)
 
-    def _add_slot(self, name: str, kind: str, value: torch.Tensor, samples: int, *, is_delta: bool) -> None:
+    def _add_slot(self, name: str, kind: str, value: torch.Tensor, samples: float, *, is_delta: bool) -> None:
         import torch
 
         old = self._base.tensors.get(name)
@@ -123,7 +154,7 @@ class Accumulator:
             if name not in self._sums:
                 self._sums[name] = torch.zeros_like(part)
             self._sums[name].add_(part, alpha=samples / self._total)
-            self._sent[name] = self._sent.get(name, 0) + samples
+            self._sent[name] = self._sent.get(name, 0.0) + samples
 
     def finish(self, outer: OuterState) -> tuple[State, OuterState]:
         """The next version and outer state. ValueError when the samples added aren't `total`."""

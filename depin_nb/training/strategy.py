@@ -20,6 +20,7 @@ MAX_INNER_STEPS = 50  # longer rounds drift (docs/training.md) and couldn't be a
 UNKNOWN_INNER_STEPS = 10  # when the loop's length isn't known, it may be short
 ROUNDS = 3  # merges to have at least in an entry: more cost transfers and gain nothing (bench/local_steps.py)
 DOWN_BITS = {2: 4, 4: 4, 8: 8, 32: 32}  # new versions travel as coarsely as changes do, or by 4 bits where these are sparse
+MAX_STALENESS = 4  # merges: a change from further back counts for nothing, its units are leased again
 OUTER_MOMENTUM = 0.3  # of 0 to 0.5, with outer rate 1, what came closest to a local run on short runs (bench/local_steps.py)
 
 

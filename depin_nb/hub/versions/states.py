@@ -8,6 +8,7 @@ from pathlib import Path
 
 from depin_nb.core.codec import decode, encode
 from depin_nb.core.errors import CodecError, HubError
+from depin_nb.core.state import State
 from depin_nb.hub.records.blobs import write_atomic
 from depin_nb.training.merge import OuterState
 
@@ -47,6 +48,10 @@ class StateFiles:
             return self.path(run_id, version).read_bytes()
         except FileNotFoundError:
             raise HubError(f"version {version} of {run_id} isn't kept any more") from None
+
+    def load(self, run_id: str, version: int) -> State:
+        """That version, opened. Raises HubError when it isn't kept."""
+        return State.from_bytes(self.read(run_id, version))
 
     def size(self, run_id: str, version: int) -> int:
         """Bytes of that version's file, 0 when it isn't kept."""

@@ -29,6 +29,7 @@ PATIENCE = 0.25  # of a round: small enough to keep devices busy, large enough t
 PATIENCE_FIRST = 1.0  # for a device of which nothing is known yet: it opens the program
 PATIENCE_MIN_S = 1.0  # shorter than that is the noise of a machine that does other things too
 SILENT_S = 2.5  # a device that speaks twice a second and is silent for so long is not waited for
+SILENT_MAX_S = 60.0  # or for so long, where it was silent before and came back: some code doesn't let anything else run
 FIRST_LEASE_S = 30.0  # opening a program imports torch and what the cell imports
 SLOWEST_LINK_BYTES_S = 62_500.0  # 0.5 Mbit/s: a device with less doesn't get its lease done anyway
 

@@ -43,7 +43,7 @@ class Taking:
             self.end(run, entry, each, own, reason, wanted)
             rnd.lost.update(u.index for u in each.lease.units if wanted and each.needed)
         if rnd.kind == "solo" and wanted and not entry.halt:
-            self._lose_solo(run, entry)
+            self._lose_solo(run, entry, "is silent" if record.member.silent(self._hub.clock.monotonic()) else "is gone")
 
     @staticmethod
     def _built_on(entry: Entry, record: LeaseRecord) -> list[LeaseRecord]:
@@ -75,10 +75,10 @@ class Taking:
             )
         )  # fmt: skip
 
-    def _lose_solo(self, run: Run, entry: Entry) -> None:
+    def _lose_solo(self, run: Run, entry: Entry, why: str = "is gone") -> None:
         entry.halt = "solo-lost"
         run.solo_worker = ""
-        run.say("solo-lost", self._hub.clock.now(), f"{entry.solo_worker} is gone; the loop goes on from the last merge on another worker.")
+        run.say("solo-lost", self._hub.clock.now(), f"{entry.solo_worker} {why}; the loop goes on from the last merge on another worker.")
 
     def member_gone(self, member: Member) -> None:
         """A worker's connection is closed: what it held is open again at once."""

@@ -15,7 +15,7 @@ from depin_nb.core.lease import StrategyConfig
 from .sparse import CHUNK, KEPT
 
 STRATEGIES = ("auto", "sync", "local", "sparse")
-OPTIONS = ("inner_steps", "bits", "outer_lr", "outer_momentum", "error_feedback")
+OPTIONS = ("inner_steps", "bits", "outer_lr", "outer_momentum", "error_feedback", "quorum")
 MAX_INNER_STEPS = 50  # longer rounds drift (docs/training.md) and couldn't be audited by replay
 UNKNOWN_INNER_STEPS = 10  # when the loop's length isn't known, it may be short
 ROUNDS = 3  # merges to have at least in an entry: more cost transfers and gain nothing (bench/local_steps.py)
@@ -38,8 +38,8 @@ def choose(
 
     `requested`: `auto` (as None), `sync`, `local` or `sparse`. `backend`: `local` (fast links) or `depin` (home links). `total`: iterations
     of an entry, None when unknown. `solo_reason`: why the loop can't be spread, None when it can. `options`: settings of `StrategyConfig`
-    that the user gave (`inner_steps`, `bits`, `outer_lr`, `outer_momentum`, `error_feedback`); None counts as not given. `because`: why it
-    is requested, where that wasn't the user (`choosing.suited`).
+    that the user gave (`inner_steps`, `bits`, `outer_lr`, `outer_momentum`, `error_feedback`, `quorum`); None counts as not given.
+    `because`: why it is requested, where that wasn't the user (`choosing.suited`).
     Raises UsageError for names and values that can't be used.
     """
     name = "auto" if requested is None else requested
@@ -92,10 +92,11 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
             "outer_lr": number and 0 < value <= 2,
             "outer_momentum": number and 0 <= value < 1,
             "error_feedback": isinstance(value, bool),
+            "quorum": number and 0 < value <= 1,
         }
         if not good[name]:
             allowed = {"inner_steps": "a whole number from 1", "bits": "4, 8 or 32", "outer_lr": "above 0 and at most 2"}
-            allowed |= {"outer_momentum": "at least 0 and below 1", "error_feedback": "true or false"}
+            allowed |= {"outer_momentum": "at least 0 and below 1", "error_feedback": "true or false", "quorum": "above 0 and at most 1"}
             raise UsageError(f"{name} can't be {value!r}", hint=f"It is {allowed[name]}.")
     return given
 

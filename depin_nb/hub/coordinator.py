@@ -16,6 +16,7 @@ from depin_nb.core.amount import DPN, Amount
 from depin_nb.core.errors import CodecError, DepinError, HubError, MoneyError, NoSuchRun
 from depin_nb.core.status import ENDED, Device, Status
 from depin_nb.hub.kernel_ops import KernelOps
+from depin_nb.hub.leases.closing import Closing
 from depin_nb.hub.leases.entry import Entry
 from depin_nb.hub.leases.giving import Giving
 from depin_nb.hub.leases.members import Member, Members
@@ -101,6 +102,7 @@ class Coordinator:
         self.giving = Giving(self)
         self.taking = Taking(self)
         self.watch = Watch(self)
+        self.closing = Closing(self)
         self.commits = Commits(self)
         self.returning = Returning(self)
         self.resuming = Resuming(self)

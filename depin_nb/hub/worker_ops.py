@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import secrets
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from depin_nb.core.state import State
     from depin_nb.hub.coordinator import Coordinator
 
+log = logging.getLogger(__name__)
 MAX_LINK_BYTES = 256 << 10
 MAX_BROUGHT = 64  # leases that a worker may bring back
 MAX_LOG_BYTES = 64 << 20
@@ -312,9 +314,14 @@ class WorkerOps:
             data: Buffer = checked.change
             if (sent := _sent(report)) is not None:
                 data = await hub.transfers.received(run, member, sent)
-            change = await hub.in_executor(self._held, data, run.weights, hub.change_limit(run), entry.spec.strategy.bits)
+            base = run.weights
+            if record.lease.base_version != run.version:  # late: it is read against the version that it was made from
+                base = await hub.in_executor(hub.states.open, run.run_id, record.lease.base_version)
+            change = await hub.in_executor(self._held, data, base, hub.change_limit(run), entry.spec.strategy.bits)
         except CodecError as error:
             return self._rejected(run, entry, record, error)
+        except (HubError, OSError) as error:
+            return self._unread(run, entry, record, error)
         finally:
             if (sent := _sent(report)) is not None:
                 hub.transfers.used(run, member, sent)
@@ -335,6 +342,15 @@ class WorkerOps:
             await self._hub.commits.settled(run)
             if record.lease.base_version != run.version and record.state is LeaseState.SUBMITTED:
                 raise CodecError("its base was never merged")
+
+    def _unread(self, run: Run, entry: Entry, record: LeaseRecord, error: Exception) -> dict[str, Any]:
+        """The hub can't read what the change was made from: no fault of the worker's; its units are leased again."""
+        log.error("a report of %s can't be used: %s", record.member.worker_id, error)
+        if record.at(LeaseState.SUBMITTED):
+            self._hub.taking.withdraw(run, entry, record, Trigger.LOSE, "the version it was made from can't be read")
+            self._hub.commits.close_rounds(run, entry)
+            self._hub.giving.dispatch()
+        return {"accepted": False, "reason": record.reason or LATE}
 
     def _rejected(self, run: Run, entry: Entry, record: LeaseRecord, error: CodecError) -> dict[str, Any]:
         reason = error.message
@@ -376,7 +392,7 @@ class WorkerOps:
         """Of two leases of the same units the first valid report counts; the other is told to stop, or paid if it is valid too."""
         if twin.state is LeaseState.LEASED:
             self._hub.taking.end(run, entry, twin, Trigger.DISCARD, "another worker was first", False)
-        elif twin.state is LeaseState.ACCEPTED:
+        elif twin.state in (LeaseState.ACCEPTED, LeaseState.MERGED):
             record.spare = True
 
     def _left_loop(self, run: Run, entry: Entry, record: LeaseRecord) -> None:

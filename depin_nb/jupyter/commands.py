@@ -85,6 +85,17 @@ def at_least(least: int) -> Callable[[str], int]:
     return read
 
 
+def share(text: str) -> float:
+    """A reader of shares: above 0, at most 1. Raises UsageError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise UsageError(f"{text!r} is not a share", hint="It is above 0 and at most 1, such as 0.5.")
+    return value
+
+
 def names(text: str) -> tuple[str, ...]:
     """A reader of names with commas between them. Raises UsageError."""
     found = tuple(part.strip() for part in text.split(",") if part.strip())
@@ -165,6 +176,13 @@ COMMANDS = (
                 "bits for each number of a change on its way to the hub: fewer are faster and coarser",
                 choices=("1", "4", "8", "32"),
                 kind=int,
+            ),
+            Argument(
+                "--quorum",
+                "with --strategy local or sparse: share of a round with which a merge goes ahead without silent and late workers"
+                " (default 0.5; 1 waits for all)",
+                "Q",
+                kind=share,
             ),
             Argument(
                 "--data",

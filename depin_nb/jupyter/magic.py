@@ -215,6 +215,7 @@ class DepinMagics(Magics):
             resume=args.resume,
             send=args.send,
             data=args.data,
+            quorum=args.quorum,
         )
         _together(args)
         if args.detach:

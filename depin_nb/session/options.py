@@ -14,7 +14,8 @@ _OWN = ("budget", "name", "resume")  # of one run alone
 class TrainOptions:
     """`strategy`: auto, sync, local or sparse. `budget`: the most that the run may spend (None: the session's). `workers`: at most so many.
 
-    `inner_steps`: steps between merges; `bits`: how changes travel (1, 4, 8, 32); None: chosen.
+    `inner_steps`: steps between merges; `bits`: how changes travel (1, 4, 8, 32); `quorum`: share of a round with which a merge goes ahead;
+    None: chosen.
     `data`: how datasets travel: auto, whole, samples (of each lease) or worker (built there from its own files).
     `send`: names that travel to workers although they look like secrets. `resume`: the run that is continued ("": the newest one of the
     same cell); what isn't given is as it was there.
@@ -29,6 +30,7 @@ class TrainOptions:
     resume: str | None = None
     send: tuple[str, ...] = ()
     data: str = "auto"
+    quorum: float | None = None
 
     def asked(self) -> dict[str, Any]:
         """What was given of that which a resumed run keeps, as plain data."""
@@ -43,7 +45,8 @@ class TrainOptions:
 
     def tuning(self) -> dict[str, Any]:
         """The strategy's own options that were given."""
-        return {k: v for k, v in (("inner_steps", self.inner_steps), ("bits", self.bits)) if v is not None}
+        given = {"inner_steps": self.inner_steps, "bits": self.bits, "quorum": self.quorum}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 def _plain(value: Any) -> bool:

@@ -111,6 +111,7 @@ class Session:
         resume: str | None = None,
         send: tuple[str, ...] = (),
         data: str = "auto",
+        quorum: float | None = None,
         background: bool = False,
         on_status: Callable[[Status], None] = lambda status: None,
     ) -> Run:
@@ -118,14 +119,15 @@ class Session:
 
         The function's own objects are trained, in place. `data`: how datasets travel (auto, whole, samples, worker). `send`: names that
         travel to workers although they look like secrets. `resume`: a run of the same function that was cut short ("": the newest): what
-        it did is replayed, without being computed or paid again, and training goes on from there.
+        it did is replayed, without being computed or paid again, and training goes on from there. `quorum`: with `local` and `sparse`, the
+        share of a round's samples with which a merge may go ahead without silent and late workers (1: it waits for all).
         Raises what the loop raises, RefusedLoop for one that can't be leased, BudgetExhausted, NoWorkers, HubDied, ResumeError.
 
         `background`: returns at once; the function goes on in a process beside the hub, on copies of the objects that it uses, and
         `run.bind()` brings back into them what it left; what it returned is then `run.result`. See `detached`.
         """
         cap = parse(budget) if isinstance(budget, str) else budget
-        options = TrainOptions(strategy, cap, name, workers, inner_steps, bits, resume, send=tuple(send), data=data)
+        options = TrainOptions(strategy, cap, name, workers, inner_steps, bits, resume, send=tuple(send), data=data, quorum=quorum)
         cell = LeasedFunction(function)
         if background:
             return detach_function(self, cell, options)

@@ -223,7 +223,8 @@ class Device:
         """So much work of a device of speed 1; with `works`, the middle of the lease comes first."""
         if works:
             await self.at("works")
-        await asyncio.sleep(work_s / self.plan.speed)
+        longer = self.plan.unsteady * self.world.rng.random() if self.plan.unsteady else 0.0
+        await asyncio.sleep(work_s / self.plan.speed * (1 + longer))
         await self._while_stopped()
 
     async def travel(self) -> None:

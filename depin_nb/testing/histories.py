@@ -12,6 +12,7 @@ STRATEGIES: dict[str, StrategyConfig] = {
     "solo": StrategyConfig(),
     "local": StrategyConfig(name="local", solo=False, inner_steps=3, bits=32),
     "local, 4 bits": StrategyConfig(name="local", solo=False, inner_steps=4, bits=4, outer_momentum=0.3, down_bits=4),
+    "local, quick to merge": StrategyConfig(name="local", solo=False, inner_steps=2, bits=32, quorum=0.25),
     "sync": StrategyConfig(name="sync", solo=False, inner_steps=3),
 }
 PROFILES = ("phone", "laptop", "single-board")
@@ -60,11 +61,14 @@ class Fault:
 
 @dataclass(frozen=True)
 class DevicePlan:
+    """`unsteady`: how much longer, as a share of its time, a lease may take than the device's speed says."""
+
     name: str
     profile: str
     speed: float
     latency_s: float
     joins_s: float
+    unsteady: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,10 @@ class History:
         parts = f", parts of {self.part_bytes} bytes" if self.part_bytes else ""
         machine = ", all on one machine" if self.one_machine else ""
         lines = [f"history {self.seed}: the hub is {self.ends} at the end{parts}{machine}"]
-        lines += [f"  {d.name}: {d.profile}, speed {d.speed:g}, {d.latency_s:g} s away, joins at {d.joins_s:g} s" for d in self.devices]
+        lines += [
+            f"  {d.name}: {d.profile}, speed {d.speed:g}, {d.latency_s:g} s away, joins at {d.joins_s:g} s, {d.unsteady:g} unsteady"
+            for d in self.devices
+        ]
         for n in self.notebooks:
             left = "" if n.leaves_at is None else f", {n.how} at {n.leaves_at}"
             money = "" if n.budget is None else f", budget {n.budget} %"
@@ -135,6 +142,7 @@ def history(seed: int) -> History:
             round(rng.choice((0.25, 0.5, 1, 1, 2, 4)) * rng.uniform(0.8, 1.2), 2),
             rng.choice((0.0, 0.002, 0.02, 0.1)),
             rng.choice((0.0, 0.0, 0.0, 0.5, 2.0, 6.0)),
+            rng.choice((0.0, 0.0, 1.0, 5.0, 20.0)),
         )
         for i in range(rng.choice((1, 2, 2, 3, 3, 4)))
     )
@@ -154,10 +162,10 @@ def history(seed: int) -> History:
 
 
 def _notebook(rng: random.Random, name: str) -> NotebookPlan:
-    total, entries = rng.choice((1, 2, 5, 8, 12, 17, 24)), rng.choice((1, 1, 2))
+    total, entries = rng.choice((1, 2, 5, 8, 12, 17, 24, 60)), rng.choice((1, 1, 2))
     return NotebookPlan(
         name=name,
-        strategy=rng.choice(("solo", "local", "local", "local, 4 bits", "sync", "sync")),
+        strategy=rng.choice(("solo", "local", "local", "local, 4 bits", "local, quick to merge", "sync", "sync")),
         total=total,
         known=rng.random() < 0.7,
         entries=entries,

@@ -16,6 +16,7 @@ from ..hub.records.journal import Journal, RunRow
 from ..ledger import store
 from ..ledger.verify import verify_run
 from ..training.lifecycle import FINAL, LeaseState
+from ..training.strategy import MAX_STALENESS
 from .devices import step
 
 CAME_TO_NOTHING = LeaseState.OPEN.value  # its units went back
@@ -85,6 +86,12 @@ def _versions(journal: Journal, row: RunRow) -> list[str]:
     for merge in merges.values():
         if not (merge.base_version < merge.version and merge.base_version in known):
             found.append(f"version {merge.version} is built on {merge.base_version}, which isn't there")
+        late = journal.connection.execute(
+            "SELECT COUNT(*) FROM leases WHERE run_id=? AND version=? AND base_version < ?",
+            (row.run_id, merge.version, merge.base_version - MAX_STALENESS),
+        ).fetchone()
+        if late[0]:
+            found.append(f"version {merge.version} holds changes of more than {MAX_STALENESS} merges back")
         held = journal.connection.execute(
             "SELECT COALESCE(SUM(done), 0), COUNT(*) FROM leases WHERE run_id=? AND version=?", (row.run_id, merge.version)
         ).fetchone()
@@ -170,12 +177,11 @@ def _trained(journal: Journal, row: RunRow, state: State) -> list[str]:
         leases = conn.execute(
             "SELECT units, done, base_version FROM leases WHERE run_id=? AND version=?", (row.run_id, merge.version)
         ).fetchall()
-        if any(base != merge.base_version for _, _, base in leases):
-            return []  # late ones count less: not to be known from the journal
-        for spans, done, _ in leases:
+        for spans, done, base in leases:
             indices = [i for a, b, c in json.loads(spans) for i in range(a, b, c)][:done]
+            weight = done / merge.iterations / (1 + merge.base_version - base) ** 0.5  # late ones count less
             for index in indices:
-                expected += step(seeds[merge.entry] * total + index) * (done / merge.iterations)
+                expected += step(seeds[merge.entry] * total + index) * weight
     same = torch.allclose(expected, state.tensors["model/w"], atol=1e-5)
     return [] if same else ["the model isn't the mean of what its merged leases changed"]
 

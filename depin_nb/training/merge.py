@@ -14,6 +14,10 @@ With base w, contributions i of n_i samples (n = their sum) and changes d_i (zer
 Two cases aren't averages, since base + (w' - base) is not w': a single contribution with rate 1 and momentum 0 (and every solo one) is
 taken as it is, raw values bit for bit; and in `sync` all replicas of a gang took the same steps, so parameters and optimizer state are
 those of the last contribution in loop order, a rank that took part in the last group.
+
+A late change, made from a version `staleness` merges back, counts by its difference from that version (`rebased`) and with the weight of
+1 / sqrt(1 + staleness) of its samples (FedBuff, arXiv:2106.06639, after FedAsync, arXiv:1903.03934); the rest of its weight is no change.
+Counters still add up in full.
 """
 
 from __future__ import annotations
@@ -35,12 +39,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Contribution:
-    """A worker's accepted lease: its weight in samples (at least 1 is counted), its last iteration, and its change or what reads it."""
+    """A worker's accepted lease: its weight in samples (at least 1 is counted), its last iteration, and its change or what reads it.
+
+    `staleness`: merges between the version it was made from and this one. A change with any has to be `rebased`.
+    """
 
     worker_id: str
     samples: int
     last_index: int
     change: Change | Callable[[], Change]
+    staleness: int = 0
 
     def read(self) -> Change:
         return self.change if isinstance(self.change, Change) else self.change()
@@ -99,7 +107,8 @@ def merging(
     Raises ValueError for several contributions to a solo run, and for none.
     """
     ordered = sorted(contributions, key=lambda c: (c.last_index, c.worker_id))
-    if len(ordered) == 1 and (config.solo or config.name == "sync" or (config.outer_lr == 1 and not config.outer_momentum)):
+    alone = len(ordered) == 1 and not ordered[0].staleness
+    if alone and (config.solo or config.name == "sync" or (config.outer_lr == 1 and not config.outer_momentum)):
         return _take(base, ordered[0].read(), outer)
     if config.solo or not ordered:
         raise ValueError("a solo run's leases merge one by one")
@@ -107,6 +116,25 @@ def merging(
     for contribution in ordered:
         sums.add(contribution)
     return sums.finish(outer)
+
+
+def rebased(change: Change, then: State, now: State) -> Change:
+    """A change that was made from `then`, as one of `now`: parameters as differences, counters moved along. What is newest wins of whatever
+    has no difference (plain values, integer parameters and buffers): the late ones are left out."""
+    values, deltas = {}, dict(change.deltas)
+    for name, value in change.values.items():
+        kind, old, new = change.kinds[name], then.tensors.get(name), now.tensors.get(name)
+        if old is None or new is None or kind not in (PARAM, BUFFER, COUNTER):
+            values[name] = value  # optimizer state is a mean over those that sent it, a step the maximum
+        elif kind == PARAM and _is_float(value.dtype):
+            wide = _wide(value.dtype)
+            deltas[name] = value.to(wide) - old.to(wide)
+        elif kind == COUNTER and (_is_float(value.dtype) or str(value.dtype) != "torch.bool"):
+            values[name] = new + (value - old)
+        elif _is_float(value.dtype):
+            values[name] = value
+    kept = {name: change.kinds[name] for name in (*values, *deltas, *change.rounded, *change.packed)}
+    return Change(values, deltas, kept, rounded=change.rounded, packed=change.packed)
 
 
 class Accumulator:
@@ -118,7 +146,7 @@ class Accumulator:
     def __init__(self, base: State, config: StrategyConfig, *, total: int, touched: Callable[[int], None] = nothing) -> None:
         self._base, self._config, self._total, self._touched = base, config, total, touched
         self._sums: dict[str, torch.Tensor] = {}  # one-dimensional
-        self._sent: dict[str, int] = {}  # slot -> samples of those that sent it
+        self._sent: dict[str, float] = {}  # slot -> samples of those that sent it, late ones at their weight
         self._latest: dict[str, torch.Tensor | Rounded | Packed] = {}  # slots that aren't sums: the newest value wins
         self._kinds: dict[str, str] = {}
         self._known: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
@@ -141,7 +169,7 @@ class Accumulator:
             kind = change.kinds[name]
             if kind in (PARAM, BUFFER, COUNTER, INNER, STEP) and self._fits(name, value):
                 self._kinds[name] = kind
-                self._add_slot(name, kind, value, samples)
+                self._add_slot(name, kind, value, samples / (1 + contribution.staleness) ** 0.5)
 
     def _fits(self, name: str, value: torch.Tensor | Rounded | Packed) -> bool:
         """Whether it has the slot's shape and dtype: where two workers made a new one in different ones, the first in loop order stays."""
@@ -152,7 +180,7 @@ class Accumulator:
         assert not isinstance(value, Packed), "what has no base has no difference from it"
         return self._known.setdefault(name, (tuple(value.shape), value.dtype)) == (tuple(value.shape), value.dtype)
 
-    def _add_slot(self, name: str, kind: str, value: torch.Tensor | Rounded | Packed, samples: int) -> None:
+    def _add_slot(self, name: str, kind: str, value: torch.Tensor | Rounded | Packed, samples: float) -> None:
         import torch
 
         old, dtype = self._base.tensors.get(name), self._known[name][1]
@@ -167,14 +195,14 @@ class Accumulator:
         else:
             self._add_floats(name, value, old if kind == PARAM else None, samples)
 
-    def _add_floats(self, name: str, value: torch.Tensor | Rounded | Packed, old: torch.Tensor | None, samples: int) -> None:
+    def _add_floats(self, name: str, value: torch.Tensor | Rounded | Packed, old: torch.Tensor | None, samples: float) -> None:
         """Adds the value, less `old` where it is given, at its weight."""
         shape, dtype = self._known[name]
         total = self._sums.get(name)
         if total is None:
             total = self._sums[name] = _zeros(shape, _wide(dtype))
         weight = samples / self._total
-        self._sent[name] = self._sent.get(name, 0) + samples
+        self._sent[name] = self._sent.get(name, 0.0) + samples
         if isinstance(value, Packed):
             value.add_to(total, weight)
             self._touched(value.numel)

@@ -15,13 +15,14 @@ from depin_nb.core.lease import StrategyConfig
 from .sparse import CHUNK, KEPT, MANY
 
 STRATEGIES = ("auto", "sync", "local", "sparse")
-OPTIONS = ("inner_steps", "bits", "outer_lr", "outer_momentum", "error_feedback")
+OPTIONS = ("inner_steps", "bits", "outer_lr", "outer_momentum", "error_feedback", "quorum")
 MAX_INNER_STEPS = 50  # longer rounds drift (docs/training.md) and couldn't be audited by replay
 UNKNOWN_INNER_STEPS = 10  # when the loop's length isn't known, it may be short
 ROUNDS = 3  # merges to have at least in an entry: more cost transfers and gain nothing (bench/local_steps.py)
 DOWN_BITS = {1: 1, 2: 4, 4: 4, 8: 8, 32: 32}  # new versions travel as coarsely as changes do, or by 4 bits where these are sparse
 COARSE_ROUNDS = 3  # merges with 1 bit for each one with 4: as many bytes, and closer to per-step sync (bench/bytes_loss.py)
 COARSE_LR = 1.25  # outer rate with 1 bit, without momentum: what is left out and sent later has a momentum of its own
+MAX_STALENESS = 4  # merges: a change from further back counts for nothing, its units are leased again
 OUTER_MOMENTUM = 0.3  # of 0 to 0.5, with outer rate 1, what came closest to a local run on short runs (bench/local_steps.py)
 
 
@@ -39,8 +40,8 @@ def choose(
 
     `requested`: `auto` (as None), `sync`, `local` or `sparse`. `backend`: `local` (fast links) or `depin` (home links). `total`: iterations
     of an entry, None when unknown. `solo_reason`: why the loop can't be spread, None when it can. `options`: settings of `StrategyConfig`
-    that the user gave (`inner_steps`, `bits`, `outer_lr`, `outer_momentum`, `error_feedback`); None counts as not given. `because`: why it
-    is requested, where that wasn't the user (`choosing.suited`).
+    that the user gave (`inner_steps`, `bits`, `outer_lr`, `outer_momentum`, `error_feedback`, `quorum`); None counts as not given.
+    `because`: why it is requested, where that wasn't the user (`choosing.suited`).
     Raises UsageError for names and values that can't be used.
     """
     name = "auto" if requested is None else requested
@@ -102,10 +103,11 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
             "outer_lr": number and 0 < value <= 2,
             "outer_momentum": number and 0 <= value < 1,
             "error_feedback": isinstance(value, bool),
+            "quorum": number and 0 < value <= 1,
         }
         if not good[name]:
             allowed = {"inner_steps": "a whole number from 1", "bits": "1, 4, 8 or 32", "outer_lr": "above 0 and at most 2"}
-            allowed |= {"outer_momentum": "at least 0 and below 1", "error_feedback": "true or false"}
+            allowed |= {"outer_momentum": "at least 0 and below 1", "error_feedback": "true or false", "quorum": "above 0 and at most 1"}
             raise UsageError(f"{name} can't be {value!r}", hint=f"It is {allowed[name]}.")
     return given
 

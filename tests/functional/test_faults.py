@@ -111,8 +111,10 @@ def test_an_interrupt_leaves_the_last_merge_and_no_busy_worker(session, gate, op
     assert row.state == "interrupted"
     assert row.settled
     (merged,) = merged_by_pass(theirs.run_id)
-    assert merged == list(range(len(merged)))
-    assert 0 < len(merged) <= gate.at
+    assert merged
+    assert gate.at not in merged
+    if options.get("strategy") != "local":  # others' later iterations may be merged before it there
+        assert merged == list(range(len(merged)))
     idle(session)
     # what was replayed is what was merged, or less
     assert len(theirs.namespace["lines"]) <= len(merged)

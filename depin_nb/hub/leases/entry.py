@@ -61,9 +61,14 @@ class LeaseRecord:
         return math.inf if self.begun_s is None else self.begun_s + self.allowed_s
 
     @property
+    def came_s(self) -> float:
+        """When its report came."""
+        return (self.given_s if self.begun_s is None else self.begun_s) + self.took_s
+
+    @property
     def needed(self) -> bool:
         """Whether nobody else has its units or has handed them in."""
-        return self.twin is None or self.twin.state not in (*OUT, LeaseState.ACCEPTED)
+        return self.twin is None or self.twin.state not in (*OUT, LeaseState.ACCEPTED, LeaseState.MERGED)
 
     @property
     def last_index(self) -> int:
@@ -75,10 +80,18 @@ class LeaseRecord:
     def exit(self) -> str:
         return self.report.exit if self.report is not None else ""
 
+    @property
+    def samples(self) -> int:
+        """Of what was done; of all units as long as there is no report."""
+        return sum(u.samples for u in self.lease.units[: self.report.done if self.report is not None else None])
+
 
 @dataclass(eq=False)
 class Round:
-    """Leases on one base version. `kind`: solo, local or gang. `lost`: units that came back to the queue while it was open."""
+    """Leases that merge together, into `base_version`; in a local one there may be late ones, of earlier versions.
+
+    `kind`: solo, local or gang. `lost`: units that came back to the queue while it was open.
+    """
 
     kind: str
     base_version: int
@@ -92,17 +105,17 @@ class Round:
     late: bool = False  # and whether any was late or silent
 
     @property
-    def pending(self) -> bool:
-        """Whether it will make a version that isn't there yet."""
-        return self.merging and not self.committed and bool(self.accepted)
-
-    @property
     def out(self) -> bool:
         return any(r.state in OUT for r in self.records)
 
     @property
     def accepted(self) -> list[LeaseRecord]:
         return [r for r in self.records if r.state is LeaseState.ACCEPTED]
+
+    @property
+    def fresh(self) -> list[LeaseRecord]:
+        """Those that began from the version into which it merges."""
+        return [r for r in self.records if r.lease.base_version == self.base_version]
 
     def takes(self, member: Member) -> bool:
         """Whether the member isn't part of the round yet."""

@@ -10,7 +10,18 @@ from depin_nb.core.lease import Lease, Unit
 from depin_nb.hub.leases.entry import Entry, LeaseRecord, Round
 from depin_nb.hub.leases.gang import GangCall
 from depin_nb.hub.leases.members import Member
-from depin_nb.hub.leases.rounds import DEADLINE_FACTOR, Pace, ahead, fair_share, fastest, round_units, solo_length, worth_doubling
+from depin_nb.hub.leases.rounds import (
+    DEADLINE_FACTOR,
+    PATIENCE,
+    PATIENCE_MIN_S,
+    Pace,
+    ahead,
+    fair_share,
+    fastest,
+    round_units,
+    solo_length,
+    worth_doubling,
+)
 from depin_nb.hub.run import Run
 from depin_nb.metering.bytime import flops_of_time
 from depin_nb.metering.meter import lease_cost
@@ -128,11 +139,13 @@ class Giving:
         return next((m for name in (run.solo_worker, best) for m in mustered if m.worker_id == name), None)
 
     def _serve_local(self, run: Run, entry: Entry) -> None:
-        if (rnd := entry.round) is not None:
-            self._join_round(run, entry, rnd)
-            self._double(run, entry, rnd)
+        if any(r.merging for r in entry.rounds):
             return
-        if entry.busy:
+        rnd = entry.round
+        if rnd is not None and rnd.fresh:
+            self._join_round(run, entry, rnd)
+            self._fill(run, entry, rnd)
+            self._double(run, entry, rnd)
             return
         members = self._muster(run)
         wanted = round_units("local", entry.spec.strategy, len(members), 0)
@@ -142,7 +155,7 @@ class Giving:
         usable = entry.open_units - (0 if entry.closed or entry.spec.total is not None else 1)
         if usable < 1:
             usable = entry.open_units
-        rnd = Round("local", run.version)
+        rnd = rnd or Round("local", run.version)  # or what is late, and merges with these
         by_id = {m.worker_id: m for m in members}
         for worker_id, count in strategy.cut(usable, self._rates(run, entry, members), entry.spec.strategy).items():
             if not self._lend_contiguous(run, entry, rnd, by_id[worker_id], count):
@@ -160,6 +173,27 @@ class Giving:
                 if not self._lend_contiguous(run, entry, rnd, member, len(lost), among=rnd.lost):
                     return
                 rnd.lost.difference_update(set(lost).difference(entry.peek(len(lost), contiguous=False, among=lost)))
+
+    def _fill(self, run: Run, entry: Entry, rnd: Round) -> None:
+        """Newcomers, and who is done well before the others, work for the same merge: as much as fits until those are done. Where nobody
+        knows when they will be, a newcomer gets a round's worth."""
+        if entry.spec.contiguous:
+            return
+        now = self._hub.clock.monotonic()
+        out = [r for r in rnd.fresh if r.at(LeaseState.LEASED) and r.pace.known and r.begun_s is not None]
+        left_s = max(((r.begun_s or now) + r.pace.expected_s - now for r in out), default=0.0)
+        least_s = max(PATIENCE_MIN_S, PATIENCE * max((r.pace.expected_s for r in out), default=0.0))
+        back = 0 if entry.closed or entry.spec.total is not None else 1
+        for member in [m for m in self.members(run) if m.free and m.parked is not None]:
+            count = entry.spec.strategy.inner_steps
+            if left_s > least_s:
+                pace = self.pace(run, entry, member, 1)
+                count = min(count, int((left_s - (pace.overhead_s or 0.0)) * pace.rate))
+            elif left_s > 0 or any(r.member is member for r in rnd.fresh):
+                continue  # the next round is near, or for the others to make
+            count = min(count, entry.open_units - back)
+            if count > 0 and not self._lend_contiguous(run, entry, rnd, member, count):
+                return
 
     def _double(self, run: Run, entry: Entry, rnd: Round) -> None:
         """Idle members do again what silent or late ones, or at the loop's end the slowest, have out: the first valid report counts."""
@@ -241,7 +275,8 @@ class Giving:
 
     def _opened(self, entry: Entry, rnd: Round) -> None:
         if rnd.records:
-            entry.rounds.append(rnd)
+            if rnd not in entry.rounds:
+                entry.rounds.append(rnd)
             entry.changed.notify()  # the kernel may send more
 
     def worst(self, entry: Entry, member: Member, units: int) -> Amount:

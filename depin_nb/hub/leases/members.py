@@ -13,7 +13,7 @@ from typing import Any
 from depin_nb.core.amount import DPN, Amount
 from depin_nb.core.packages import checked, lacking
 from depin_nb.core.status import Device
-from depin_nb.hub.leases.rounds import HISTORY_MAX, SILENT_S
+from depin_nb.hub.leases.rounds import HISTORY_MAX, SILENT_MAX_S, SILENT_S
 
 LANE_S = 60.0
 LANES_AT_ONCE = 50  # redrawn for one status; of more devices those whose lane is the oldest
@@ -54,6 +54,7 @@ class Member:
     overheads: dict[str, float] = field(default_factory=dict)  # by run: seconds of a lease that weren't work, measured
     ratios: dict[str, deque[float]] = field(default_factory=dict)  # by run: took / expected of its latest leases
     chatty: bool = False  # it says twice a second that it is there
+    patience_s: float = SILENT_S  # a silence longer than that counts
     process: str = ""  # what it calls its process: another one of its name has nothing of what this one has
     brought: frozenset[str] = frozenset()  # leases that it came with
     crowd: Members | None = field(default=None, repr=False)  # where it has joined
@@ -71,7 +72,14 @@ class Member:
 
     def silent(self, now_s: float) -> bool:
         """Whether it was chatty and has fallen silent: stopped, asleep, or its link is gone without a word."""
-        return self.chatty and now_s - self.seen_s > SILENT_S
+        return self.chatty and now_s - self.seen_s > self.patience_s
+
+    def given_up(self) -> None:
+        """Its lease went elsewhere for its silence. Another one it gets once it asks anew: it was busy then, and has twice as long."""
+        self.patience_s = min(2 * self.patience_s, SILENT_MAX_S)
+        if self.parked is not None and not self.parked.done():
+            self.parked.set_result({"wait": True})
+        self.parked = None
 
     def rate(self, run_id: str, seconds_per_iteration: float) -> float:
         """Iterations per second to expect; before the first report the device's own figure."""

@@ -26,7 +26,11 @@ LATE_SIGMAS = 4.0  # beyond that a lease is given to somebody else as well
 DEADLINE_SIGMAS = 12.0  # beyond that it is taken away
 SPREAD_MIN = 0.1  # of the median: nobody is as regular as three leases may look
 GAIN = 1.5  # a duplicate has to be expected so much sooner
+PATIENCE = 0.25  # of a round: small enough to keep devices busy, large enough that those that keep time merge together
+PATIENCE_FIRST = 1.0  # for a device of which nothing is known yet: it opens the program
+PATIENCE_MIN_S = 1.0  # shorter than that is the noise of a machine that does other things too
 SILENT_S = 2.5  # a device that speaks twice a second and is silent for so long is not waited for
+SILENT_MAX_S = 60.0  # or for so long, where it was silent before and came back: some code doesn't let anything else run
 FIRST_LEASE_S = 30.0  # opening a program imports torch and what the cell imports
 SLOWEST_LINK_BYTES_S = 62_500.0  # 0.5 Mbit/s: a device with less doesn't get its lease done anyway
 
@@ -56,6 +60,11 @@ class Pace:
     def expected_s(self) -> float:
         return self.units / self.rate + (self.overhead_s or 0.0)
 
+    @property
+    def known(self) -> bool:
+        """Whether what is expected rests on more than the device's first lease, which opened the program."""
+        return bool(self.ratios)
+
     @cached_property
     def late_s(self) -> float:
         """Seconds after which the lease is late by the device's own measure; infinite where it has none yet."""
@@ -69,6 +78,25 @@ class Pace:
             return max(DEADLINE_MIN_S, factor * self.expected_s)
         allowed_s = max(DEADLINE_MIN_S, DEADLINE_FACTOR * self.expected_s) + self.transfer_bytes / SLOWEST_LINK_BYTES_S
         return allowed_s + (FIRST_LEASE_S if self.overhead_s is None else 0.0)
+
+
+def holds_up(waited_s: float, elapsed_s: float, pace: Pace, round_s: float) -> bool:
+    """Whether a lease begun `elapsed_s` ago keeps those waiting for too long who have made a quorum since `waited_s`, in a round that took
+    them `round_s`: it is expected to take more than PATIENCE of the round on top. Who is overdue is expected to need as long again as it is
+    overdue; of a device's first two leases nothing is expected."""
+    if not pace.known:
+        return waited_s > max(PATIENCE_MIN_S, PATIENCE_FIRST * round_s)
+    return waited_s + abs(pace.expected_s - elapsed_s) > max(PATIENCE_MIN_S, PATIENCE * round_s)
+
+
+def quorum_s(came: Sequence[tuple[float, int]], out: int, quorum: float) -> float | None:
+    """When the reports of a round became a quorum: (time, samples) of each one, and the samples that are still `out`. None: they aren't."""
+    wanted, ready = quorum * (sum(samples for _, samples in came) + out), 0
+    for at_s, samples in sorted(came):
+        ready += samples
+        if ready >= wanted:
+            return at_s
+    return None
 
 
 def worth_doubling(elapsed_s: float, pace: Pace, needed_s: float, *, silent: bool, at_end: bool) -> bool:

@@ -13,6 +13,7 @@ from depin_nb.hub.records.journal import LeaseRow
 from depin_nb.hub.records.rows import spans_of
 from depin_nb.hub.run import Run
 from depin_nb.training.lifecycle import LeaseState, Trigger
+from depin_nb.training.strategy import MAX_STALENESS
 
 if TYPE_CHECKING:
     from depin_nb.hub.coordinator import Coordinator
@@ -42,7 +43,7 @@ class Taking:
             self.end(run, entry, each, own, reason, wanted)
             rnd.lost.update(u.index for u in each.lease.units if wanted and each.needed)
         if rnd.kind == "solo" and wanted and not entry.halt:
-            self.lose_solo(run, entry)
+            self.lose_solo(run, entry, "is silent" if record.member.silent(self._hub.clock.monotonic()) else "is gone")
 
     @staticmethod
     def _built_on(entry: Entry, record: LeaseRecord) -> list[LeaseRecord]:
@@ -74,10 +75,10 @@ class Taking:
             )
         )  # fmt: skip
 
-    def lose_solo(self, run: Run, entry: Entry) -> None:
+    def lose_solo(self, run: Run, entry: Entry, why: str = "is gone") -> None:
         entry.halt = "solo-lost"
         run.solo_worker = ""
-        run.say("solo-lost", self._hub.clock.now(), f"{entry.solo_worker} is gone; the loop goes on from the last merge on another worker.")
+        run.say("solo-lost", self._hub.clock.now(), f"{entry.solo_worker} {why}; the loop goes on from the last merge on another worker.")
 
     def member_gone(self, member: Member) -> None:
         """A worker's connection is closed: what it held is open again at once."""
@@ -110,15 +111,16 @@ class Taking:
 
     def welcome(self, member: Member, lease_id: str) -> str:
         """A device is back with a lease that was taken away for being late: it has it again, under a new id, if nobody else has its units
-        by now and its base is still the newest version. "" where not."""
+        by now and its base isn't too old. "" where not."""
         for run in self._hub.runs.values():
             entry = run.entry
             old = entry.expired.get(lease_id) if entry is not None else None
             if entry is None or old is None or old.member is not member or entry.held != "local" or not run.leasing:
                 continue
             indices = [u.index for u in old.lease.units]
-            rnd = entry.round or Round("local", run.version)
-            fits = rnd.base_version == old.lease.base_version == run.version and not any(r.merging for r in entry.rounds)
+            rnd = entry.round or Round("local", run.version + sum(r.merging and not r.committed for r in entry.rounds))
+            kept = self._hub.states.size(run.run_id, old.lease.base_version) > 0
+            fits = kept and rnd.base_version - old.lease.base_version <= (0 if entry.spec.contiguous else MAX_STALENESS)
             if not fits or not entry.queued(indices) or not run.budget.allows(old.reserved):
                 return ""
             del entry.expired[lease_id]

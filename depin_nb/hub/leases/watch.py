@@ -48,9 +48,32 @@ class Watch:
                     run.say("expired", self._hub.clock.now(), f"{record.member.worker_id} was too late; its iterations are leased again.")
                     self._hub.taking.withdraw(run, entry, record, Trigger.EXPIRE, "past its deadline")
                     entry.expired[record.lease.lease_id] = record
+            self._check_silence(run, entry, now)
             self.check_workers(run, entry, now)
             self._hub.commits.close_rounds(run, entry)
         self._hub.giving.dispatch()
+
+    def _check_silence(self, run: Run, entry: Entry, now: float) -> None:
+        """What only one worker can do, and what a gang does together, goes on without a silent one as soon as another one can have it.
+
+        Not a whole cell: it may have done things that can't be done twice.
+        """
+        if entry.held == "local" or entry.halt or not run.leasing or entry.spec.limit_s:
+            return
+        records = [r for rnd in entry.rounds for r in rnd.records if r.at(LeaseState.LEASED) and r.begun_s is not None]
+        silent = next((r for r in records if r.member.silent(now)), None)
+        if silent is None:
+            return
+        member = silent.member
+        others = [m for m in self._hub.giving.members(run) if m is not member]
+        if not any(m.free and m.parked is not None for m in others) and (
+            entry.held == "solo" or all(m.free or m.silent(now) for m in others)
+        ):
+            return
+        self._hub.taking.withdraw(run, entry, silent, Trigger.LOSE, "its worker is silent")
+        member.given_up()
+        if entry.held == "gang":
+            run.say("silent", self._hub.clock.now(), f"{member.worker_id} is silent; the others go on without it.", worker=member.worker_id)
 
     def check_workers(self, run: Run, entry: Entry, now: float) -> None:
         if entry.halt or self._hub.giving.members(run):

@@ -2,7 +2,7 @@
 
 What is proven, over the run and those that it continues:
 - each index of each loop entry is in exactly one merged lease; an entry that was closed as done has all of its indices;
-- versions chain: each one is made by one entry's opening or by one merge, on the one before it;
+- versions chain: each one is made by one entry's opening or by one merge, on the one before it; leases in it are not too late for it;
 - each accepted lease has its receipt, which says the same; a merge counts what its leases did;
 - money adds up: what the run spent is what its leases cost, what receipts and vouchers say, and what was put down to be paid.
 """
@@ -22,6 +22,7 @@ from depin_nb.ledger.receipt import Receipt, leaf_hash, merkle_root
 from depin_nb.ledger.verify import voucher_problems
 from depin_nb.ledger.voucher import Voucher
 from depin_nb.training.lifecycle import COUNTED, TABLE, LeaseState, Trigger
+from depin_nb.training.strategy import MAX_STALENESS
 
 MAX_UNITS = 50_000_000  # of one lease: a damaged span must not ask for more memory than any real loop does
 SHOWN = 5
@@ -193,6 +194,9 @@ class _Run:
                 continue
             if not entry[0]["base_version"] <= row["base_version"] < row["version"]:
                 self.bad(where, f"it was lent on version {row['base_version']}, and merged into version {row['version']}")
+            elif row["version"] - 1 - row["base_version"] > (allowed := _staleness(entry[1])):
+                made = f"it was made from version {row['base_version']}, and merged into version {row['version']}"
+                self.bad(where, f"{made}: at most {allowed} merges late are allowed")
             mine = indices[: row["done"]]
             total = entry[1].get("total")
             if mine and (min(mine) < entry[1].get("first", 0) or (total is not None and max(mine) >= total)):
@@ -321,6 +325,13 @@ def _differences(row: Row, indices: list[int], receipt: Receipt, *, earned: bool
     ):
         if said != written:
             yield f"{name}: the lease says {said}, its receipt {written}"
+
+
+def _staleness(spec: dict[str, Any]) -> int:
+    """How many merges late a lease of that entry may be."""
+    strategy = spec.get("strategy")
+    late = isinstance(strategy, dict) and not strategy.get("solo") and strategy.get("name") != "sync" and not spec.get("contiguous")
+    return MAX_STALENESS if late else 0
 
 
 def _state(text: str) -> LeaseState | None:

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from depin_nb.core.amount import Amount
@@ -27,7 +26,8 @@ from depin_nb.metering.bytime import flops_of_time
 from depin_nb.metering.meter import lease_cost
 from depin_nb.training.compress import Change, read_change
 from depin_nb.training.lifecycle import Trigger, advance
-from depin_nb.training.merge import Contribution, OuterState, merging
+from depin_nb.training.merge import Contribution, OuterState, merging, rebased
+from depin_nb.training.strategy import MAX_STALENESS
 
 if TYPE_CHECKING:
     from depin_nb.hub.coordinator import Coordinator
@@ -76,18 +76,16 @@ class Commits:
         self._hub = hub
 
     def close_rounds(self, run: Run, entry: Entry) -> None:
-        """Rounds of which no lease is out any more: those with accepted leases merge, the others just reopen."""
+        """Rounds that are ready: those with accepted leases merge, the others just reopen."""
         for rnd in list(entry.rounds):
             if rnd.merging:
                 continue
-            if rnd.out:
+            if not self._hub.closing.ready(run, entry, rnd):
                 if rnd.kind == "solo":
                     return  # later ones build on it
                 continue
             if not rnd.accepted:
                 entry.rounds.remove(rnd)
-                continue
-            if self._hub.giving.awaits(run, entry, rnd):
                 continue
             rnd.merging = True
             before, run.commit_tail = run.commit_tail, None
@@ -137,19 +135,18 @@ class Commits:
             version += 1
             base, limit, relief = run.weights, hub.change_limit(run), Relief()
             assert base is not None
-            contributions = [
-                Contribution(r.member.worker_id, self._samples(r), r.last_index, partial(self._read, r.change, base, limit, relief))
-                for r in kept
-                if r.change is not None
-            ]
+            contributions = [self._contribution(run, r, r.change, base, limit, relief) for r in kept if r.change is not None]
             outer, config = run.outer or OuterState(), entry.spec.strategy
-            assert rnd.base_version == run.version, "a round merges into the version that it began from"
+            assert rnd.base_version == run.version, "a round merges into the version that its newest leases began from"
             merged = await hub.in_executor(self._merge, run.run_id, version, base, contributions, config, outer, relief)
             if run.keeps:
                 results = results_of(kept, rnd.kind == "gang", version)
                 units = [u for r in kept for u in r.lease.units]
                 merged = replace(merged, logs=await loop.run_in_executor(hub.executor, self._keep, run.run_id, version, results, units))
         await self._write(run, entry, rnd, kept, beyond, version, merged.logs if merged is not None else None)
+        if merged is None:  # what was to build on it builds on what there is
+            for later in (each for each in entry.rounds if each.kind == "local"):
+                later.base_version = min(later.base_version, run.version)
         if behind:
             entry.go_back((u for r in behind for u in r.lease.units), [r.last_index for r in kept if r.exit])
         if merged is not None:
@@ -161,16 +158,26 @@ class Commits:
             run.iterations += len(done)
             entry.add_merged(done, results_of(kept, rnd.kind == "gang", version))
             keep = {version - i for i in range(KEPT_VERSIONS)} | {r.base_version for r in entry.rounds} | {entry.base_version}
+            keep |= {r.lease.base_version for each in entry.rounds for r in each.records}
+            keep |= {r.lease.base_version for r in entry.expired.values() if version - r.lease.base_version <= MAX_STALENESS}
             await loop.run_in_executor(hub.executor, hub.states.prune, run.run_id, keep | run.ends)
             await hub.resuming.keep(run, merged.logs.nbytes if merged.logs is not None else 0)
             hub.checkpoints.merged(run)
 
-    @staticmethod
-    def _read(held: Held, base: State, max_bytes: int, relief: Relief) -> Change:
-        """What was checked when it came."""
-        view, mapped = held.open()
-        relief.add(mapped)
-        return read_change(view, base, max_bytes=max_bytes)
+    def _contribution(self, run: Run, record: LeaseRecord, held: Held, base: State, max_bytes: int, relief: Relief) -> Contribution:
+        age = run.version - record.lease.base_version
+
+        def read() -> Change:
+            """What was checked when it came; a late one as a change of the newest version."""
+            view, mapped = held.open()
+            relief.add(mapped)
+            if not age:
+                return read_change(view, base, max_bytes=max_bytes)
+            then = self._hub.states.open(run.run_id, record.lease.base_version)
+            relief.add(then.mapped)
+            return rebased(read_change(view, then, max_bytes=max_bytes), then, base)
+
+        return Contribution(record.member.worker_id, record.samples, record.last_index, read, age)
 
     def _merge(
         self,
@@ -204,11 +211,6 @@ class Commits:
         """The merge's logs on disk, for a resume: whole before the transaction names them."""
         return self._hub.replays.write(run_id, version, results, {u.index: drawn_digest(u.data) for u in units})
 
-    @staticmethod
-    def _samples(record: LeaseRecord) -> int:
-        assert record.report is not None
-        return sum(u.samples for u in record.lease.units[: record.report.done])
-
     async def _write(
         self,
         run: Run,
@@ -231,7 +233,7 @@ class Commits:
             flops, cost = cost_of(hub, entry, record)
             mine = version if record in kept else None
             state = advance(record.state, Trigger.MERGE if mine is not None else Trigger.DISCARD)
-            samples = self._samples(record)
+            samples = record.samples
             budget = budget.commit(record.reserved, cost)
             rows.append(
                 LeaseRow(
@@ -251,10 +253,11 @@ class Commits:
         merge_row = None
         if kept:
             done = sum(r.report.done for r in kept if r.report)
-            samples = sum(self._samples(r) for r in kept)
+            samples = sum(r.samples for r in kept)
             name = hub.states.name(run.run_id, version)
             merge_row = MergeRow(version, entry.entry_id, rnd.base_version, done, samples, tuple(sorted(points)), name, now)
-            run.say("merged", now, version=version, iterations=done, leases=len(kept))
+            late = sum(r.lease.base_version != rnd.base_version for r in kept)
+            run.say("merged", now, version=version, iterations=done, leases=len(kept), late=late)
         backlog, events = run.drain()
         cap = None if run.cap is None else run.cap.to_dict()
 
@@ -283,7 +286,7 @@ class Commits:
             _, cost = cost_of(hub, entry, record)
             run.budget = run.budget.commit(record.reserved, cost)
             record.go(Trigger.MERGE if record in kept else Trigger.DISCARD)
-            samples, done = self._samples(record), record.report.done if record in kept else 0
+            samples, done = record.samples, record.report.done if record in kept else 0
             run.meter.charge(record.member.worker_id, cost, done, at_s)
             tally = run.tally(record.member, hub.prices)
             tally.accepted(at_s, run.clock(record.given_s), record.report.done, samples, cost.units)

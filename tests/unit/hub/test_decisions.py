@@ -15,7 +15,17 @@ from depin_nb.core.lease import EntrySpec, Unit
 from depin_nb.hub.leases.entry import Entry, Result
 from depin_nb.hub.leases.gang import GangCall
 from depin_nb.hub.leases.members import MAX_REJECTED, Tally, drawn, member_of
-from depin_nb.hub.leases.rounds import DEADLINE_MIN_S, Pace, ahead, fair_share, fastest, solo_length, worth_doubling
+from depin_nb.hub.leases.rounds import (
+    DEADLINE_MIN_S,
+    Pace,
+    ahead,
+    fair_share,
+    fastest,
+    holds_up,
+    quorum_s,
+    solo_length,
+    worth_doubling,
+)
 from depin_nb.hub.run import Curve
 from depin_nb.training.allreduce import decode_grads, encode_grads
 
@@ -122,6 +132,26 @@ def test_what_is_worth_doing_twice():
     assert not worth_doubling(1.0, pace, 8.0, silent=False, at_end=True), "it gains too little"
     assert worth_doubling(40.0, pace, 10.0, silent=False, at_end=False), "late"
     assert not worth_doubling(40.0, Pace(100, 10.0, None, 0), 1.0, silent=False, at_end=True), "its first lease"
+
+
+def test_who_holds_a_round_up():
+    known, first = Pace(100, 10.0, 0.0, 0, (1.0,) * 4), Pace(100, 10.0, 60.0, 0)
+    assert not holds_up(0.0, 9.0, known, 10.0), "it is nearly done"
+    assert not holds_up(0.5, 11.0, known, 10.0)
+    assert holds_up(0.0, 5.0, known, 10.0), "half of it is still to be done"
+    assert holds_up(0.0, 13.0, known, 10.0), "late"
+    assert holds_up(2.6, 10.0, known, 10.0), "they have waited long enough"
+    assert not holds_up(0.9, 0.3, Pace(1, 10.0, 0.1, 0, (1.0,)), 0.2), "noise"
+    assert not holds_up(9.0, 99.0, first, 10.0), "it opens the program"
+    assert holds_up(11.0, 99.0, first, 10.0)
+
+
+def test_a_quorum_is_there_with_the_report_that_makes_it():
+    came = [(3.0, 10), (1.0, 10), (2.0, 5)]
+    assert quorum_s(came, 0, 0.5) == 2.0
+    assert quorum_s(came, 25, 0.5) == 3.0
+    assert quorum_s(came, 26, 0.5) is None
+    assert quorum_s([], 0, 0.5) is None
 
 
 def test_sharing():

@@ -39,6 +39,8 @@ def test_lines_become_values() -> None:
         None,
     )
     assert parse("train", cell=True).strategy == "auto"
+    assert parse("train", cell=True).quorum is None
+    assert parse("train --strategy local --quorum 0.75", cell=True).quorum == 0.75
 
 
 @pytest.mark.parametrize("line", ["", "  ", "help", "--help"])
@@ -71,6 +73,8 @@ def test_help_of_a_command_even_when_the_rest_is_wrong() -> None:
         ("train", False, "cell magic", "%%depin train"),
         ("up", True, "for one line", "%depin up"),
         ("train --strategy sinc", True, "can't be 'sinc'", "Did you mean sync?"),
+        ("train --quorum 0", True, "'0' is not a share", ""),
+        ("train --quorum most", True, "'most' is not a share", ""),
         ("train --bits 5", True, "can't be '5'", "4 or 8 or 32"),
         ("train --bits four", True, "can't be 'four'", "4 or 8 or 32"),
         ("train --strat local", True, "no option --strat", "--strategy"),
@@ -136,6 +140,7 @@ class TrainOptions:
     resume: str | None = None
     send: tuple[str, ...] = ()
     data: str = "auto"
+    quorum: float | None = None
 
 
 class RecordedSession:

@@ -13,7 +13,7 @@ from depin_nb.core.codec import encode
 from depin_nb.core.lease import StrategyConfig
 from depin_nb.core.state import State
 from depin_nb.training.compress import Change, decode_change, encode_change, same_bits
-from depin_nb.training.merge import Accumulator, Contribution, OuterState, merge
+from depin_nb.training.merge import Accumulator, Contribution, OuterState, merge, rebased
 
 torch.set_num_threads(1)
 LOCAL = StrategyConfig("local", solo=False, bits=4)
@@ -265,3 +265,41 @@ def test_local_steps_by_four_workers_learn() -> None:
 
     assert run(32) < 1e-3
     assert run(4) < 2e-3
+
+
+def late(value: torch.Tensor, kind: str, then: torch.Tensor, now: torch.Tensor, *, delta: bool = False) -> Change:
+    change = Change({} if delta else {"s": value}, {"s": value} if delta else {}, {"s": kind}, {"lr": 1})
+    return rebased(change, one(kind, then), one(kind, now))
+
+
+def test_a_late_change_counts_by_its_difference_and_with_less_weight() -> None:
+    then, now = torch.tensor([1.0]), torch.tensor([10.0])
+    base = one("param", now)
+    for change in (late(torch.tensor([3.0]), "param", then, now), late(torch.tensor([2.0]), "param", then, now, delta=True)):
+        assert change.plain is None
+        for staleness, moved in ((0, 2.0), (3, 1.0)):
+            alone = merge(base, [Contribution("a", 4, 0, change, staleness)], LOCAL)[0].tensors["s"]
+            assert alone.item() == pytest.approx(10.0 + moved)
+        fresh = sent("b", 12, 1, "param", torch.tensor([4.0]), delta=True)
+        both = merge(base, [Contribution("a", 4, 0, change, 3), fresh], LOCAL)[0].tensors["s"]
+        assert both.item() == pytest.approx(10.0 + (4 * 0.5 * 2 + 12 * 4) / 16)
+
+
+def test_late_counters_add_up_and_late_buffers_leave_room_to_the_base() -> None:
+    change = late(torch.tensor(7), "counter", torch.tensor(5), torch.tensor(20))
+    assert merge(one("counter", torch.tensor(20)), [Contribution("a", 4, 0, change, 8)], LOCAL)[0].tensors["s"].item() == 22
+    buffer = late(torch.tensor([4.0]), "buffer", torch.tensor([0.0]), torch.tensor([8.0]))
+    mean = merge(one("buffer", torch.tensor([8.0])), [Contribution("a", 4, 0, buffer, 3)], LOCAL)[0].tensors["s"]
+    assert mean.item() == pytest.approx(6.0)
+    assert "s" not in late(torch.tensor([4]), "buffer", torch.tensor([0]), torch.tensor([8])).values, "the newest whole value stays"
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=6), st.data())
+@settings(max_examples=40, deadline=None)
+def test_late_changes_never_move_further_than_in_time(staleness: list[int], data: st.DataObject) -> None:
+    steps = [data.draw(st.floats(-10, 10, width=32)) for _ in staleness]
+    base = one("param", torch.zeros(1))
+    pairs = list(zip(steps, staleness, strict=True))
+    changes = [Contribution(str(i), 3, i, Change({}, {"s": torch.tensor([v])}, {"s": "param"}), tau) for i, (v, tau) in enumerate(pairs)]
+    moved = merge(base, changes, LOCAL)[0].tensors["s"].item()
+    assert moved == pytest.approx(sum(v / (1 + tau) ** 0.5 for v, tau in pairs) / len(steps), abs=1e-4)

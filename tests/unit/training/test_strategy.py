@@ -64,7 +64,7 @@ def test_options_are_taken_and_checked() -> None:
     config, reason = chosen(inner_steps=7, bits=32, outer_momentum=0.1, outer_lr=None)
     assert (config.inner_steps, config.bits, config.outer_momentum, config.outer_lr) == (7, 32, 0.1, 1.0)
     assert "whole values" in reason
-    bad = {"inner_steps": 0, "bits": 16, "outer_lr": 0, "outer_momentum": 1.0, "error_feedback": 1}
+    bad = {"inner_steps": 0, "bits": 16, "outer_lr": 0, "outer_momentum": 1.0, "error_feedback": 1, "quorum": 0}
     for name, value in bad.items():
         with pytest.raises(UsageError, match=name):
             chosen(**{name: value})

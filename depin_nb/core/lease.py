@@ -16,6 +16,7 @@ class StrategyConfig:
     `solo`: one worker runs all leases in order in one living namespace (exact; bit-identical with `sync`).
     `inner_steps`: iterations a worker of ordinary speed does between merges (`local`), or a gang does together (`sync`).
     `outer_lr`, `outer_momentum`: the outer step of `local` and `sparse` (1 and 0 = plain averaging).
+    `lease_s`: how long a lease of `local` or `sparse` is to take, within `inner_steps`; 0: `inner_steps` whatever the time.
     `quorum`: share of a round's samples with which a merge of `local` or `sparse` may go ahead without the rest (1: it waits for all).
     `bits`: how a change travels: 32 (raw new values), 8 or 4 (block-wise integers with error feedback), 2 (the largest values alone).
     `down_bits`: how a new version travels to workers: 32 (whole), 8 or 4 (a step from the one that they hold).
@@ -30,6 +31,7 @@ class StrategyConfig:
     error_feedback: bool = True
     down_bits: int = 32
     quorum: float = 0.5
+    lease_s: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -16,6 +16,7 @@ class StrategyConfig:
     `solo`: one worker runs all leases in order in one living namespace (exact; bit-identical with `sync`).
     `inner_steps`: iterations a worker of ordinary speed does between merges (`local`), or a gang does together (`sync`).
     `outer_lr`, `outer_momentum`: the outer step of `local` and `sparse` (1 and 0 = plain averaging).
+    `lease_s`: how long a lease of `local` or `sparse` is to take, within `inner_steps`; 0: `inner_steps` whatever the time.
     `quorum`: share of a round's samples with which a merge of `local` or `sparse` may go ahead without the rest (1: it waits for all).
     `bits`: how a change travels: 32 (raw new values), 8 or 4 (block-wise integers with error feedback), 1 (the largest three tenths of the
     values, 1.5 bits a value in all), 2 (far fewer of the largest, for `sparse`).
@@ -31,6 +32,7 @@ class StrategyConfig:
     error_feedback: bool = True
     down_bits: int = 32
     quorum: float = 0.5
+    lease_s: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -98,6 +98,7 @@ class Run:
     solo_worker: str = ""
     bytes_up: int = 0
     bytes_down: int = 0
+    change_bytes: int = 0  # of the newest change, without the optimizer state that an entry's last ones carry
     notices: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_NOTICES))
     signatures: tuple[str, ...] = ()
     warned: bool = False

@@ -310,6 +310,7 @@ class WorkerOps:
         try:
             checked = checked_report(report, record)
             run.bytes_up += len(checked.change) + len(checked.left) + sum(map(len, checked.logs))
+            run.change_bytes = run.change_bytes if record.lease.final else len(checked.change)
             await self._earlier_merges(run, entry, record)
             data: Buffer = checked.change
             if (sent := _sent(report)) is not None:

@@ -17,6 +17,7 @@ from .sparse import CHUNK, KEPT, MANY
 STRATEGIES = ("auto", "sync", "local", "sparse")
 OPTIONS = ("inner_steps", "bits", "outer_lr", "outer_momentum", "error_feedback", "quorum")
 MAX_INNER_STEPS = 50  # longer rounds drift (docs/training.md) and couldn't be audited by replay
+LEASE_S = 30.0  # of slow iterations fewer make a lease: what a lost device costs, and how long the notebook sees nothing new
 UNKNOWN_INNER_STEPS = 10  # when the loop's length isn't known, it may be short
 ROUNDS = 3  # merges to have at least in an entry: more cost transfers and gain nothing (bench/local_steps.py)
 DOWN_BITS = {1: 1, 2: 4, 4: 4, 8: 8, 32: 32}  # new versions travel as coarsely as changes do, or by 4 bits where these are sparse
@@ -73,7 +74,7 @@ def choose(
     elif coarse:
         own |= {"outer_lr": COARSE_LR, "outer_momentum": 0.0}
     config = StrategyConfig(**{**own, **given})
-    config = replace(config, down_bits=DOWN_BITS[config.bits])
+    config = replace(config, down_bits=DOWN_BITS[config.bits], lease_s=0.0 if inner_steps else LEASE_S)
     why = because or ("home links are slow" if name == "auto" else "as asked")
     often = COARSE_ROUNDS if coarse else 1
     merges = f"about {ROUNDS * often} merges an entry, at most {MAX_INNER_STEPS // often} iterations"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from depin_nb.core.amount import Amount
@@ -18,6 +19,7 @@ from depin_nb.hub.leases.rounds import (
     ahead,
     fair_share,
     fastest,
+    lease_steps,
     round_units,
     solo_length,
     worth_doubling,
@@ -148,8 +150,9 @@ class Giving:
             self._double(run, entry, rnd)
             return
         members = self._muster(run)
-        wanted = round_units("local", entry.spec.strategy, len(members), 0)
-        if not members or not self._may_open(entry, wanted):
+        rates = self._rates(run, entry, members)
+        config = replace(entry.spec.strategy, inner_steps=lease_steps(entry.spec.strategy, rates.values(), self._transfer_s(run, members)))
+        if not members or not self._may_open(entry, round_units("local", config, len(members), 0)):
             return
         # one unit stays back as long as the kernel may close the entry later: the last round has to be known as the last
         usable = entry.open_units - (0 if entry.closed or entry.spec.total is not None else 1)
@@ -157,10 +160,15 @@ class Giving:
             usable = entry.open_units
         rnd = rnd or Round("local", run.version)  # or what is late, and merges with these
         by_id = {m.worker_id: m for m in members}
-        for worker_id, count in strategy.cut(usable, self._rates(run, entry, members), entry.spec.strategy).items():
+        for worker_id, count in strategy.cut(usable, rates, config).items():
             if not self._lend_contiguous(run, entry, rnd, by_id[worker_id], count):
                 break
         self._opened(entry, rnd)
+
+    @staticmethod
+    def _transfer_s(run: Run, members: Sequence[Member]) -> float:
+        """What handing in a change takes on the slowest of their links, by what they measured; 0 where nothing is known."""
+        return max((8e-6 * run.change_bytes / m.up_mbit_s for m in members if m.up_mbit_s), default=0.0)
 
     def _join_round(self, run: Run, entry: Entry, rnd: Round) -> None:
         """What a lost member left open goes to a member that came in mid-round; the others wait for the next round.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
@@ -26,6 +26,7 @@ LATE_SIGMAS = 4.0  # beyond that a lease is given to somebody else as well
 DEADLINE_SIGMAS = 12.0  # beyond that it is taken away
 SPREAD_MIN = 0.1  # of the median: nobody is as regular as three leases may look
 GAIN = 1.5  # a duplicate has to be expected so much sooner
+TRANSFER_SHARE = 0.1  # of a lease of local, at most, for handing its change in
 PATIENCE = 0.25  # of a round: small enough to keep devices busy, large enough that those that keep time merge together
 PATIENCE_FIRST = 1.0  # for a device of which nothing is known yet: it opens the program
 PATIENCE_MIN_S = 1.0  # shorter than that is the noise of a machine that does other things too
@@ -126,6 +127,15 @@ def solo_length(previous: int, rate: float | None, overhead_s: float = 0.0) -> i
 def round_units(kind: str, config: StrategyConfig, workers: int, length: int) -> int:
     """Units of one round with that many workers: the size at which it may open without waiting for more."""
     return max(1, length) if kind == "solo" else max(1, config.inner_steps) * max(1, workers)
+
+
+def lease_steps(config: StrategyConfig, rates: Collection[float], transfer_s: float) -> int:
+    """Iterations that a worker of ordinary speed does in the next round: as many as take `lease_s`, or as long as makes the transfer of a
+    change (`transfer_s`, of the slowest link) less than TRANSFER_SHARE of the lease; at most `inner_steps`. `rates`: iterations/s."""
+    if not config.lease_s or not rates:
+        return max(1, config.inner_steps)
+    target_s = max(config.lease_s, transfer_s / TRANSFER_SHARE)
+    return max(1, min(config.inner_steps, round(target_s * sum(rates) / len(rates))))
 
 
 def ahead(kind: str, config: StrategyConfig, workers: int, length: int, rate: float | None) -> int:

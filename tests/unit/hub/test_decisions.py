@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from depin_nb.core.errors import HubError
-from depin_nb.core.lease import EntrySpec, Unit
+from depin_nb.core.lease import EntrySpec, StrategyConfig, Unit
 from depin_nb.hub.leases.entry import Entry, Result
 from depin_nb.hub.leases.gang import GangCall
 from depin_nb.hub.leases.members import MAX_REJECTED, Tally, drawn, member_of
@@ -22,6 +23,7 @@ from depin_nb.hub.leases.rounds import (
     fair_share,
     fastest,
     holds_up,
+    lease_steps,
     quorum_s,
     solo_length,
     worth_doubling,
@@ -152,6 +154,17 @@ def test_a_quorum_is_there_with_the_report_that_makes_it():
     assert quorum_s(came, 25, 0.5) == 3.0
     assert quorum_s(came, 26, 0.5) is None
     assert quorum_s([], 0, 0.5) is None
+
+
+def test_slow_iterations_make_shorter_leases_and_thin_links_longer_ones():
+    config = StrategyConfig(name="local", solo=False, inner_steps=50, lease_s=30.0)
+    assert lease_steps(config, [10.0, 10.0], 0.0) == 50, "at most"
+    assert lease_steps(config, [0.5, 1.5], 0.0) == 30, "a second each, on the average"
+    assert lease_steps(config, [0.5, 1.5], 4.0) == 40, "4 s of transfer are a tenth of 40"
+    assert lease_steps(config, [0.5, 1.5], 40.0) == 50
+    assert lease_steps(config, [0.001], 0.0) == 1
+    assert lease_steps(replace(config, lease_s=0.0), [0.001], 0.0) == 50, "as asked"
+    assert lease_steps(config, [], 0.0) == 50
 
 
 def test_sharing():

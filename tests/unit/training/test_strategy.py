@@ -48,7 +48,7 @@ def test_fast_links_average_gradients() -> None:
 def test_home_links_take_local_steps() -> None:
     config, reason = chosen()
     assert config == StrategyConfig(
-        "local", solo=False, inner_steps=50, outer_lr=1.0, outer_momentum=0.3, bits=4, error_feedback=True, down_bits=4
+        "local", solo=False, inner_steps=50, outer_lr=1.0, outer_momentum=0.3, bits=4, error_feedback=True, down_bits=4, lease_s=30.0
     )
     assert "4-bit" in reason
 

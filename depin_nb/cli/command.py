@@ -79,7 +79,7 @@ def down(_: argparse.Namespace) -> int:
     info = find_hub()
     if info is None:
         left = end_left()
-        print("no hub is running" + (f"; {left} workers of one that was killed have ended" if left else ""))
+        print("no hub is running" + (f"; {left} processes that a killed one had left have ended" if left else ""))
         return 0
     stop_hub(info)
     print(f"hub {info.hub_id} has ended; its runs stay in {config.journal_file()}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from .amount import DPN, USD, Amount, Figure, Tag
 
-ACTIVE = ("planning", "running", "paused", "stopping")
+ACTIVE = ("planning", "running", "paused", "stopping", "waiting")  # waiting: for its notebook, after a hub was killed
 ENDED = ("finished", "interrupted", "stopped", "budget", "failed")
 
 

@@ -97,8 +97,9 @@ class Hub:
         for op, method in operations.items():
             handlers[f"depin_{op}"] = answering(method)
         adopted = await self.fleet.adopt()
+        adopted += self._detached.adopt()
         if adopted:
-            log.info("workers of the hub that was killed: %s", ", ".join(adopted))
+            log.info("of the hub that was killed live on: %s", ", ".join(adopted))
         await self.api.start()
         self.info = HubInfo(
             hub_id=self.hub_id,

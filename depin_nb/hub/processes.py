@@ -15,8 +15,10 @@ from pathlib import Path
 import psutil
 
 from ..core import config
+from .detached.folder import DetachedFolder
 
 CLOCK_S = 5.0  # the system tells it by the wall clock, which may be set a little meanwhile
+DETACHED_END_S = 12.0  # and one of a detached run to write its results
 END_S = 5.0  # what a process gets to leave in order before it is killed
 
 
@@ -81,16 +83,18 @@ def add(known: Known) -> None:
 
 
 def end_left() -> int:
-    """Ends the workers that a killed hub has left and no other one has taken over. Returns how many there were."""
+    """Ends what a killed hub has left and no other one has taken over: workers, and the processes of detached runs, which first write what
+    they have. Returns how many there were."""
     left = [process for known in read() if (process := known.process()) is not None]
-    for process in left:
+    detached = [psutil.Process(pid) for folder in DetachedFolder.all() if (pid := folder.pid()) is not None]
+    for process in [*left, *detached]:
         _tell(process.terminate)
-    _, alive = psutil.wait_procs(left, timeout=END_S)
+    _, alive = psutil.wait_procs([*left, *detached], timeout=DETACHED_END_S if detached else END_S)
     for process in alive:
         _tell(process.kill)
     psutil.wait_procs(alive, timeout=END_S)
     write(())
-    return len(left)
+    return len(left) + len(detached)
 
 
 def _tell(signal: Callable[[], object]) -> None:

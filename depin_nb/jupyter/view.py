@@ -28,13 +28,22 @@ LABELS = {
     "running": "running",
     "paused": "paused",
     "stopping": "stopping…",
+    "waiting": "waiting for its notebook",
     "finished": "finished",
     "interrupted": "interrupted",
     "stopped": "stopped",
     "budget": "stopped at its budget",
     "failed": "failed",
 }
-TONES = {"paused": "still", "finished": "done", "interrupted": "still", "stopped": "still", "budget": "bad", "failed": "bad"}
+TONES = {
+    "paused": "still",
+    "waiting": "still",
+    "finished": "done",
+    "interrupted": "still",
+    "stopped": "still",
+    "budget": "bad",
+    "failed": "bad",
+}
 
 
 @dataclass(frozen=True)

@@ -311,10 +311,11 @@ class Lessor:
 
     # --- the end ----------------------------------------------------------------------------------------------
 
-    def finish(self, outcome: str, message: str = "") -> Status | None:
-        """Ends the run and settles it; the last status, None if it never began."""
+    def finish(self, outcome: str, message: str = "", *, returning: bool = True) -> Status | None:
+        """Ends the run and settles it; the last status, None if it never began. `returning`: at the next hub, should this one be gone."""
         if self.run_id is None:
             return None
-        answer = self.client.call("run_finish", run=self.run_id, outcome=self.outcome or outcome, message=message)
+        client = self.client if returning else self.client.client
+        answer = client.call("run_finish", run=self.run_id, outcome=self.outcome or outcome, message=message)
         self._tell(answer["status"])
         return self.status

@@ -273,9 +273,9 @@ class Session:
 
     @staticmethod
     def _finish(lessor: Lessor, outcome: str, message: str = "") -> None:
-        """Ends a run that is already failing: what goes wrong here must not hide why."""
+        """Ends a run that is already failing: what goes wrong here must not hide why. A hub that is gone isn't started for it."""
         with contextlib.suppress(HubDied, KeyboardInterrupt):
-            lessor.finish(outcome, message)
+            lessor.finish(outcome, message, returning=False)
 
     def _plan(self, cell: LeasedCell, run: Callable[[Lessor], Any], options: TrainOptions, source: str) -> Plan:
         lessor = self._lessor(options, source, lambda status: None, dry_run=True)

@@ -1,7 +1,7 @@
 """Faults on real processes: one run on a real hub with real workers, and a fault at many of its iterations.
 
 The body waits at its gate in an iteration that has a fault, until the fault has come: no clocks, and each comes at its place. Workers
-are replaced as they go; a killed hub is started again and the run resumed.
+are replaced as they go; a killed hub is started again by the notebook, whose run goes on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from typing import Any
 import psutil
 
 from .. import wiring
-from ..core.errors import DepinError, HubDied, ResumeError
+from ..core.errors import DepinError
+from ..core.status import Status
+from ..hub.launch import find_hub
 from ..session import TrainOptions
 from ..session.session import Session
 from .cables import Cables
@@ -90,7 +92,7 @@ def batches(faults: int) -> int:
 
 @dataclass
 class Storm:
-    """One run through `plan`. `come`: the faults that came, by kind; `runs`: the ids of the runs that it took, oldest first;
+    """One run through `plan`. `come`: the faults that came, by kind; `runs`: the ids of the runs that it took: one;
     `replaced_s`: seconds from a fault until a new worker had joined."""
 
     home: Path
@@ -110,7 +112,6 @@ class Storm:
         self._born = 0
         self._awaited: dict[str, float] = {}  # new workers by name, and when the fault came that they replace
         self._over = threading.Event()
-        self._hub_is_back = threading.Event()
         self._failed: list[BaseException] = []
 
     def run(self) -> Storm:
@@ -141,31 +142,19 @@ class Storm:
         for _ in range(self.workers):
             self._start_worker()
         self._until(lambda: len(self.session.workers()) >= self.workers, "the workers join")
-        self._hub_is_back.set()
 
     def _train(self) -> None:
-        while True:
-            namespace = self.namespace = {"__name__": "__main__"}
-            exec(
-                compile(SETUP.format(folder=str(self.folder), patience=PATIENCE_S, batches=batches(self.faults)), "<setup>", "exec"),
-                namespace,
-            )
-            linecache.cache["<setup>"] = (len(SETUP), None, SETUP.splitlines(keepends=True), "<setup>")
-            options = TrainOptions(strategy="local", inner_steps=2, resume=self.runs[-1] if self.runs else None)
-            told: list[str] = []
-            try:
-                self.session.train_cell(CELL, namespace, shell=None, options=options, on_status=lambda s, told=told: told.append(s.run_id))  # type: ignore[misc]
-                self._note(told)
-                return
-            except HubDied:
-                self._note(told)
-                self._open_hub()
-            except ResumeError:
-                self.runs.pop()
+        namespace = self.namespace = {"__name__": "__main__"}
+        exec(
+            compile(SETUP.format(folder=str(self.folder), patience=PATIENCE_S, batches=batches(self.faults)), "<setup>", "exec"), namespace
+        )
+        linecache.cache["<setup>"] = (len(SETUP), None, SETUP.splitlines(keepends=True), "<setup>")
+        options = TrainOptions(strategy="local", inner_steps=2)
+        self.session.train_cell(CELL, namespace, shell=None, options=options, on_status=self._note)
 
-    def _note(self, told: list[str]) -> None:
-        if told and told[-1] not in self.runs:
-            self.runs.append(told[-1])
+    def _note(self, status: Status) -> None:
+        if status.run_id not in self.runs:
+            self.runs.append(status.run_id)
 
     # --- the faults ---------------------------------------------------------------------------------------
 
@@ -202,15 +191,14 @@ class Storm:
         elif kind == "cut":
             self._cables.cut(self._names[pid])
         elif kind == "hub":
-            self._hub_is_back.clear()
-            self._awaited.clear()  # they die with it
-            os.kill(self.session.info.pid, signal.SIGKILL)
+            before = self.session.info.pid
+            os.kill(before, signal.SIGKILL)
         hold.unlink()
         self.come[kind] += 1
         if kind == "stop":
             os.kill(pid, signal.SIGCONT)
         elif kind == "hub":
-            self._until(self._hub_is_back.is_set, "the hub is back")
+            self._until(lambda: (now := find_hub()) is not None and now.pid != before, "the hub is back")
         else:
             self._start_worker()
             self._awaited[f"storm-{self._born}"] = began_s

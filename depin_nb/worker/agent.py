@@ -138,6 +138,10 @@ class Agent:
         finished = asyncio.create_task(worker.finished())
         try:
             await asyncio.wait([serving, finished, leaving], return_when=asyncio.FIRST_COMPLETED)
+            if finished.done() and not leaving.done():
+                await asyncio.wait([serving], timeout=CONNECT_S)
+                if not serving.done():  # the hub is there: somebody has retired this worker
+                    self.leave()
             if serving.done() and (problem := serving.exception()) is not None:
                 log.warning("%s has lost its hub: %s", self.name, problem)
                 if not isinstance(problem, HubDied):

@@ -67,7 +67,7 @@ export interface Snapshot {
 
 export const EMPTY: Snapshot = { hub: null, runs: [], workers: [] };
 
-const ACTIVE = new Set(['planning', 'running', 'paused', 'stopping']);
+const ACTIVE = new Set(['planning', 'running', 'paused', 'stopping', 'waiting']);
 
 export function isActive(run: Run): boolean {
   return ACTIVE.has(run.state);

@@ -22,6 +22,7 @@ def test_a_run_through_fifty_kills_stops_and_cuts(home: Path, tmp_path: Path):
     storm = Storm(home, tmp_path, seed=1, faults=FAULTS).run()
     assert sum(storm.come.values()) == FAULTS
     assert storm.come["hub"] == storm.hub_kills
+    assert len(storm.runs) == 1
     assert storm.namespace["seen"] == list(range(batches(FAULTS)))
     kept = newest_kept(storm.runs[-1]).tensors
     assert all(torch.equal(kept[f"model/{name}"], value) for name, value in storm.namespace["model"].state_dict().items())

@@ -394,6 +394,27 @@ def test_a_killed_hub(home, gate):
     eventually(lambda: "waiting" in run.logs(), "the loop is over")
     process = process_of(run)
     os.kill(session.info.pid, signal.SIGKILL)
+    eventually(lambda: not wiring.lives(), "the hub is gone")
+    session = wiring.connect("local", workers=1)
+    assert session.statuses()[-1].state == "waiting"
+    assert process.is_running()
+    (gate.folder / "never").touch()
+    run.wait(PATIENCE_S)
+    assert (run.state, row_of(run.run_id).state) == ("finished", "finished")
+    run.bind()
+    assert len(names["lines"]) == gate.batches
+
+
+def test_a_hub_that_was_killed_and_ended(home, gate):
+    """`down` without a hub: what the killed one has left ends, with what it has."""
+    session = wiring.connect("local", workers=1)
+    names = notebook(gate.setup)
+    run = detach(session, names, WAITING)
+    eventually(lambda: "waiting" in run.logs(), "the loop is over")
+    process = process_of(run)
+    os.kill(session.info.pid, signal.SIGKILL)
+    eventually(lambda: not wiring.lives(), "the hub is gone")
+    wiring.down()
     process.wait(PATIENCE_S)
     run = depin_nb.attach(run.run_id)
     assert run.state == "interrupted"

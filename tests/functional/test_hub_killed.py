@@ -3,6 +3,8 @@
 import os
 import random
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -148,6 +150,13 @@ def test_down_ends_the_workers_of_a_hub_that_was_killed(session):
     assert [k for k in known if k.process() is None] == [], "they wait for another hub"
     wiring.down()
     assert [k for k in known if k.process() is not None] == []
+
+
+def test_a_worker_that_finds_no_hub_ends(tmp_path):
+    command = [sys.executable, "-m", "depin_nb.worker", "tcp://127.0.0.1:1", "--name", "lonely", "--patience", "0.2"]
+    done = subprocess.run(command, env={**os.environ, "DEPIN_HOME": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "lonely can't reach the hub at tcp://127.0.0.1:1" in done.stderr
 
 
 def test_the_money_is_exact_after_all_of_it(home):

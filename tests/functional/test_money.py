@@ -10,8 +10,8 @@ from running import Trained, journal, merged_by_pass, row_of
 
 from depin_nb import attach, wiring
 from depin_nb.core.amount import DPN, Amount, parse
-from depin_nb.core.errors import BudgetExhausted, HubDied
-from depin_nb.session import TrainOptions
+from depin_nb.core.errors import BudgetExhausted, HubDied, HubError
+from depin_nb.session import TrainOptions, reconnecting
 from depin_nb.session.session import newest_kept
 
 OPTIONS = {"strategy": "local", "inner_steps": 3, "bits": 8}
@@ -95,7 +95,11 @@ def test_a_raised_budget_goes_on(session, gate):
     assert wiring.verify(theirs.run_id).ok
 
 
-def test_a_killed_hubs_run_is_settled_by_the_next_one(session, gate):
+def test_a_killed_hubs_run_is_settled_by_the_next_one(session, gate, monkeypatch):
+    def refused():
+        raise HubError("the hub ended while it started")
+
+    monkeypatch.setattr(reconnecting, "start_hub", refused)
     gate.when_held(lambda _: os.kill(session.info.pid, signal.SIGKILL))
     theirs = Trained(session, gate.setup, CELL, **OPTIONS)
     gate.done()
@@ -104,15 +108,17 @@ def test_a_killed_hubs_run_is_settled_by_the_next_one(session, gate):
     assert row.ended_at is None
     spent = spent_of(theirs.run_id)
     assert spent.units > 0
+    monkeypatch.undo()
     session = wiring.connect("depin", workers=2)
+    session.control(theirs.run_id, "stop")  # its notebook won't come back
     row = row_of(theirs.run_id)
-    assert row.state == "interrupted"
+    assert row.state == "stopped"
     assert row.settled
     report = wiring.verify(theirs.run_id)
     assert report.ok, report.problems
     assert sum(r.units_by_chain for r in report.rows) == spent.units
     run = attach(theirs.run_id)
-    assert run.state == "interrupted"
+    assert run.state == "stopped"
     assert same_weights(theirs.namespace, run.state_dict())
     assert len(run.metrics()["loss"]) == sum(len(p) for p in merged_by_pass(theirs.run_id))
     assert newest_kept(theirs.run_id).nbytes() > 0

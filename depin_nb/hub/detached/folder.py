@@ -91,6 +91,18 @@ class DetachedFolder:
         except (ValueError, KeyError, TypeError):
             return Outcome("failed", message="what it left can't be read")
 
+    def pid(self) -> int | None:
+        """The process that holds the folder, None when none does."""
+        if not self.alive():
+            return None
+        text = (self.path / "lock").read_text()
+        return int(text) if text.strip().isdigit() else None
+
+    @classmethod
+    def all(cls) -> list[DetachedFolder]:
+        found = config.home() / "detached"
+        return [cls(path.name) for path in sorted(found.iterdir())] if found.is_dir() else []
+
     def alive(self) -> bool:
         """Whether its process holds the folder."""
         if not self.exists():

@@ -1,4 +1,6 @@
-"""The hub's side of detached runs: one process each, started beside the hub, watched until it ends, ended with the hub."""
+"""The hub's side of detached runs: one process each, started beside the hub, watched until it ends, ended with the hub.
+
+It outlives a hub that is killed, as a notebook does; the next one takes it over."""
 
 from __future__ import annotations
 
@@ -23,8 +25,43 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ALIVE_S = 5.0
+ADOPTED_CHECK_S = 0.25
 END_S = 12.0  # what a process gets to write its results when the hub ends (hub/launch.py waits 30 s for the hub)
 COMMAND = (sys.executable, "-m", "depin_nb.session.detached.process")
+
+
+class _Child:
+    """A process that this hub has started."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def wait(self) -> str:
+        """How it ended, in words."""
+        code = await self._process.wait()
+        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended by itself (exit {code})"
+
+    def signal(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+
+class _Adopted:
+    """One that a killed hub had started. It holds its folder's lock as long as it lives."""
+
+    def __init__(self, folder: DetachedFolder) -> None:
+        self._folder = folder
+
+    async def wait(self) -> str:
+        while self._folder.alive():
+            await asyncio.sleep(ADOPTED_CHECK_S)
+        return "is gone"
+
+    def signal(self, number: int) -> None:
+        pid = self._folder.pid()
+        if pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
 
 class Detached:
@@ -32,7 +69,7 @@ class Detached:
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._hub = coordinator
-        self._processes: dict[str, asyncio.subprocess.Process] = {}
+        self._processes: dict[str, _Child | _Adopted] = {}
         self._watches: set[asyncio.Task[None]] = set()
 
     @property
@@ -49,18 +86,28 @@ class Detached:
             process = await asyncio.create_subprocess_exec(
                 *COMMAND,
                 run,
-                stdin=subprocess.PIPE,  # its end tells the process that the hub is gone
+                stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
                 env={**os.environ, "DEPIN_HOME": str(config.home()), "PYTHONUNBUFFERED": "1"},
             )
-        self._processes[run] = process
-        active.interrupt = lambda: self._signal(process, signal.SIGINT)
-        task = asyncio.create_task(self._watch(active, process))
+        self._watch_over(active, _Child(process))
+        return {"pid": process.pid}
+
+    def adopt(self) -> list[str]:
+        """At the hub's start: runs of a killed one whose processes still live. Answers their ids."""
+        found = [run for run in self._hub.runs.values() if (folder := DetachedFolder(run.run_id)).alive() and folder.outcome() is None]
+        for run in found:
+            self._watch_over(run, _Adopted(DetachedFolder(run.run_id)))
+        return [run.run_id for run in found]
+
+    def _watch_over(self, run: Run, process: _Child | _Adopted) -> None:
+        self._processes[run.run_id] = process
+        run.interrupt = lambda: process.signal(signal.SIGINT)
+        task = asyncio.create_task(self._watch(run, process))
         self._watches.add(task)
         task.add_done_callback(self._watches.discard)
-        return {"pid": process.pid}
 
     def describe(self, run: str, strategy: str, where: str, passes: int | None = None, notices: Iterable[str] = ()) -> dict[str, Any]:
         """What the run's process found out when it reached the loop."""
@@ -83,21 +130,17 @@ class Detached:
             raise NoSuchRun(f"{run!r} is not an active run", run_id=run)
         return found
 
-    @staticmethod
-    def _signal(process: asyncio.subprocess.Process, number: int) -> None:
-        with suppress(ProcessLookupError):
-            process.send_signal(number)
-
-    async def _watch(self, run: Run, process: asyncio.subprocess.Process) -> None:
+    async def _watch(self, run: Run, process: _Child | _Adopted) -> None:
         """While the process lives, so does its run, however long the user's own code takes between two calls."""
         ending = asyncio.create_task(process.wait())
         while not ending.done():
             self._hub.kernel.alive(run.run_id)
+            if run.waiting_s is not None:
+                run.waiting_s = self._hub.clock.monotonic()  # it comes back with its next call
             await asyncio.wait([ending], timeout=ALIVE_S)
-        code = ending.result()
+        how = ending.result()
         self._processes.pop(run.run_id, None)
         run.interrupt = None
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended by itself (exit {code})"
         if not run.ended:
             log.warning("the process of %s %s", run.run_id, how)
             await self._hub.finish(run, "failed", f"its process {how}; its weights are those of the last merge", cut=True)
@@ -107,11 +150,11 @@ class Detached:
         for run, process in self._processes.items():
             if run in self._hub.runs:
                 self._hub.runs[run].note = "the hub was shut down"
-            self._signal(process, signal.SIGTERM)
+            process.signal(signal.SIGTERM)
         if self._watches:
             await asyncio.wait(self._watches, timeout=END_S)
         for run, process in self._processes.items():
             log.warning("the process of %s did not end and is killed", run)
-            self._signal(process, signal.SIGKILL)
+            process.signal(signal.SIGKILL)
         if self._watches:
             await asyncio.wait(self._watches)

@@ -1,7 +1,7 @@
 """The process of one detached run (`python -m depin_nb.session.detached.process RUN`): the hub starts it; it outlives the kernel.
 
 It is trusted: it holds a copy of the user's names and runs the user's own code, as the kernel does, and talks to the hub as a kernel does.
-Its standard output and error are the run's log. It ends when its standard input closes, for then the hub is gone.
+Its standard output and error are the run's log. When the hub is killed it goes on, at the next one, as a notebook does.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import traceback
 import types
 from collections.abc import Sequence
@@ -20,14 +19,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import BudgetExhausted, DepinError, NoHub
+from ...core.errors import BudgetExhausted, DepinError
 from ...hub.detached.folder import DetachedFolder, Outcome
-
-LAST_S = 60.0  # after the hub is gone: what a process gets to write what it has
 
 
 class Ended(KeyboardInterrupt):
-    """The hub told this process to end, or is gone. A KeyboardInterrupt, so that user code treats it as the Stop button."""
+    """The hub told this process to end. A KeyboardInterrupt, so that user code treats it as the Stop button."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,10 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = DetachedFolder(run_id)
     lock = folder.lock
     lock.acquire(wait=True)
+    lock.write(str(os.getpid()))  # for the next hub, should this one be killed
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _ended)
-    _end_with(os.dup(0))
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     try:
         outcome = _Detached(folder).run()
@@ -53,17 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _ended(number: int, frame: Any) -> None:  # noqa: ARG001
     raise Ended("the hub was shut down")
-
-
-def _end_with(descriptor: int) -> None:
-    def watch() -> None:
-        with suppress(OSError):
-            while os.read(descriptor, 1024):
-                pass
-        threading.Timer(LAST_S, os._exit, (1,)).start()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, name="until-stdin-closes", daemon=True).start()
 
 
 def _outcome(error: BaseException | None, *, digest: str = "", stopped: bool = False) -> Outcome:
@@ -127,13 +112,10 @@ class _Detached:
         return _outcome(error, digest=sha256(data).hexdigest(), stopped=stopped)
 
     def _train(self, env: dict[str, Any], more: dict[str, Any], options: Any) -> None:
-        from ...hub.launch import find_hub
+        from ...hub.launch import start_hub
         from ..session import Session
 
-        info = find_hub()
-        if info is None:
-            raise NoHub("the hub is gone")
-        self.session = Session(info)
+        self.session = Session(start_hub())
         self.session.train_adopted(more["source"], env, more["filename"], options, run_id=self.folder.run_id)
 
     def _finished(self, error: BaseException | None) -> bool:

@@ -181,8 +181,8 @@ class WorkerOps:
             active.bytes_down += sum(map(len, way[0]))
             return {"version": version, "steps": way[0], "digest": way[1]}
         if reference is not None and reference.state is not None and reference.version == version:
-            state, digest = reference.state, reference.digest
-            data = await self._hub.in_executor(state.to_bytes)
+            digest = reference.digest
+            data = await reference.to_bytes(self._hub.in_executor)
             active.bytes_down += len(data)
             return {"version": version, "state": data, "digest": digest}
         data = await self._hub.in_executor(self._hub.states.read, active.run_id, version)
@@ -195,7 +195,7 @@ class WorkerOps:
         if bits not in STEP_BITS:
             return None
         if run.reference is None or run.reference.bits != bits:
-            run.reference = Reference(bits)
+            run.reference = Reference(bits, self._hub.spool)
         reference = run.reference
         if version == run.version and run.weights is not None:
             await reference.advance(version, run.weights, self._hub.in_executor)

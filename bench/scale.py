@@ -1,9 +1,10 @@
 """What a merge costs the hub with 10, 100 and 1,000 workers: processor time, memory, and how long a merge and a heartbeat wait.
 
 The real coordinator, journal and embedded chain in one process (one for each number of workers, so that the memory is its own); the
-workers are *simulated* inside it: each takes its lease, fetches the version, and hands in a change of the given size that was encoded
-beforehand, so that nearly all time is the hub's (what the workers themselves take is measured and left out). The network is left out too:
-no RPC, no sockets. A merge of all is a lease of each worker: where merges take fewer leases, their costs are added up.
+workers are *simulated* inside it: each takes its lease, fetches the version (whole at first, then steps of 4 bits), and hands in a change
+of the given size that was encoded beforehand, so that nearly all time is the hub's (what the workers themselves take is measured and left
+out). The network is left out too: no RPC, no sockets. A merge of all is a lease of each worker: where merges take fewer leases, their
+costs are added up.
 Goals: under 1 s of processor time a merge at 1,000 workers with changes of 100 kB; the cost of a worker flat or falling.
 Run: python bench/scale.py [--quick]; --profile N shows where the time goes at N workers.
 """
@@ -57,6 +58,7 @@ class Crowd:
         from depin_nb.core.lease import Lease, Report
 
         ops = self.coordinator.workers
+        have: dict[str, Any] | None = None
         while True:
             self.asked.add(address)
             answer = await ops.lease(address, 30)
@@ -65,7 +67,9 @@ class Crowd:
             if "wait" in answer:
                 continue
             lease = Lease.from_dict(answer["lease"])
-            await ops.version(address, lease.run_id, lease.base_version)
+            if have is None or have["version"] != lease.base_version:
+                got = await ops.version(address, lease.run_id, lease.base_version, have)
+                have = {"version": got["version"], "digest": got.get("digest", b"")}
             start = time.thread_time()
             logs = tuple(encode([1, [[0, 1, 0, 0.5]]]) for _ in lease.units)
             losses = tuple((unit.index, 0.5) for unit in lease.units)
@@ -95,7 +99,7 @@ async def measured(workers: int, merges: int, change_bytes: int, coordinator: An
     idle_bytes = rss_bytes()
     ops = coordinator.kernel
     run = (await ops.run_start("scale", "", "local", None, "depin", ""))["run_id"]
-    strategy = StrategyConfig(name="local", solo=False, inner_steps=1, bits=4)
+    strategy = StrategyConfig(name="local", solo=False, inner_steps=1, bits=4, down_bits=4)
     total = workers * (merges + 1)
     spec = EntrySpec(coordinator.blobs.put(b"program"), (), strategy, total, 7, 10**9, 0.1, 1 << 20, 2, 0)
     tasks = [asyncio.create_task(crowd.work(address)) for address in crowd.addresses]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -188,8 +189,7 @@ def decode(data: bytes | bytearray | memoryview, *, max_bytes: int | None = None
             raise CodecError("the header is malformed")
         if not all(type(n) is int and n >= 0 for n in lengths) or sum(lengths) != view.nbytes - 8 - header_bytes:
             raise CodecError("the buffers don't add up to the message")
-        buffers = _split(view[8 + header_bytes :], lengths)
-        return _unpack(header["v"], _Taken(buffers, share and not view.readonly), 0)
+        return _unpack(header["v"], _Buffered(view[8 + header_bytes :], lengths, share and not view.readonly), 0)
     except CodecError:
         raise
     except (ValueError, TypeError, KeyError, IndexError, struct.error, msgpack.UnpackException, OverflowError, RecursionError) as error:
@@ -203,16 +203,7 @@ def _unpackb(data: bytes | memoryview) -> Any:
     return msgpack.unpackb(data, raw=False, strict_map_key=False, use_list=True)
 
 
-def _split(view: memoryview, lengths: Iterable[int]) -> list[memoryview | None]:
-    parts: list[memoryview | None] = []
-    at = 0
-    for n in lengths:
-        parts.append(view[at : at + n])
-        at += n
-    return parts
-
-
-def _unpack(value: Any, buffers: _Taken, depth: int) -> Any:
+def _unpack(value: Any, buffers: _Buffered, depth: int) -> Any:
     if depth > MAX_DEPTH:
         raise CodecError(f"a value nests deeper than {MAX_DEPTH}")
     if isinstance(value, list):  # msgpack's own, so it may change in place
@@ -253,42 +244,47 @@ def _shape(shape: Any) -> list[int]:
     return shape
 
 
-class _Taken:
+class _Buffered:
     """Each buffer once: a message that names one buffer many times would decode to more memory than it has bytes."""
 
-    def __init__(self, buffers: list[memoryview | None], share: bool) -> None:
-        self._buffers, self.share = buffers, share
+    def __init__(self, view: memoryview, lengths: list[int], share: bool) -> None:
+        self.view, self.share = view, share
+        self._spans: list[tuple[int, int] | None] = list(zip(accumulate(lengths, initial=0), lengths, strict=False))
 
-    def take(self, index: int) -> memoryview:
-        buffer = self._buffers[index] if type(index) is int and index >= 0 else None
-        if buffer is None:
+    def take(self, index: int) -> tuple[int, int]:
+        """Where it begins, and how many bytes it has."""
+        span = self._spans[index] if type(index) is int and index >= 0 else None
+        if span is None:
             raise CodecError("a buffer is named twice or not there")
-        self._buffers[index] = None
-        return buffer
+        self._spans[index] = None
+        return span
 
 
-def _tensor(index: int, dtype_index: int, shape: Any, *, buffers: _Taken) -> torch.Tensor:
+def _tensor(index: int, dtype_index: int, shape: Any, *, buffers: _Buffered) -> torch.Tensor:
     import torch
 
-    dtype = getattr(torch, TORCH_DTYPES[dtype_index])
-    buffer = buffers.take(index)
-    if prod(_shape(shape)) * dtype.itemsize != buffer.nbytes:
+    dtype: torch.dtype = getattr(torch, TORCH_DTYPES[dtype_index])
+    start, nbytes = buffers.take(index)
+    if prod(_shape(shape)) * dtype.itemsize != nbytes:
         raise CodecError("a tensor's shape and its bytes differ")
-    if not buffer.nbytes:
+    if not nbytes:
         return torch.empty(shape, dtype=dtype)
-    flat = torch.frombuffer(buffer if buffers.share else bytearray(buffer), dtype=torch.uint8)
-    if flat.data_ptr() % dtype.itemsize:
-        flat = flat.clone()
-    return flat.view(dtype).reshape(shape)
+    if buffers.share:
+        flat = torch.frombuffer(buffers.view, dtype=torch.uint8, offset=start, count=nbytes)
+        flat = flat.clone() if flat.data_ptr() % dtype.itemsize else flat
+    else:
+        flat = torch.frombuffer(bytearray(buffers.view[start : start + nbytes]), dtype=torch.uint8)
+    flat = flat if dtype is torch.uint8 else flat.view(dtype)
+    return flat if len(shape) == 1 else flat.reshape(shape)
 
 
-def _array(index: int, dtype_text: str, shape: Any, scalar: bool, *, buffers: _Taken) -> Any:
+def _array(index: int, dtype_text: str, shape: Any, scalar: bool, *, buffers: _Buffered) -> Any:
     import numpy as np
 
     if type(dtype_text) is not str or len(dtype_text) > 4 or dtype_text.lstrip("<>=|")[:1] not in NUMPY_KINDS:
         raise CodecError("an array's dtype is malformed")
-    dtype, buffer = np.dtype(dtype_text), buffers.take(index)
-    if prod(_shape(shape)) * dtype.itemsize != buffer.nbytes:
+    dtype, (start, nbytes) = np.dtype(dtype_text), buffers.take(index)
+    if prod(_shape(shape)) * dtype.itemsize != nbytes:
         raise CodecError("an array's shape and its bytes differ")
-    array = np.frombuffer(bytearray(buffer), dtype=dtype).reshape(shape)
+    array = np.frombuffer(bytearray(buffers.view[start : start + nbytes]), dtype=dtype).reshape(shape)
     return array[()] if scalar else array

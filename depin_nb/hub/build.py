@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +21,7 @@ from ..metering import price
 from ..ports import SystemClock
 
 TENSOR_THREADS = 2
+M_MMAP_THRESHOLD, LARGE_BYTES = -3, 2 << 20
 
 
 @dataclass
@@ -41,8 +44,16 @@ class Parts:
         self.journal.close()
 
 
+def return_large_blocks() -> None:
+    """Has glibc give freed blocks of LARGE_BYTES and more back at once. By itself it keeps those of up to 32 MiB once such a one was freed
+    (mallopt(3), M_MMAP_THRESHOLD), and a hub's memory would be what its worst moment took. Nothing where there is no glibc."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+
+
 def build(home: Path) -> Parts:
     """Opens (or makes) the journal and the chain of this state folder. Raises JournalError, ChainError or WalletError."""
+    return_large_blocks()
     journal = Journal(config.journal_file())
     wallets = Wallets()
     chain = EmbeddedChain(wallets=wallets)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import secrets
 import shutil
 from collections import OrderedDict
 from collections.abc import Collection
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from depin_nb.core.errors import CodecError, TransferGone, UsageError
 from depin_nb.core.parts import MAX_PART_BYTES, WHOLE_BYTES, Announced, Buffer, announced, megabytes
+from depin_nb.core.state import State
 from depin_nb.core.storage import disk_full, is_full
 from depin_nb.hub.leases.members import Member
 from depin_nb.hub.run import Run
@@ -99,25 +101,28 @@ class Transfers:
         assert state is not None
         if (parcel := self._known(run, key)) is not None:
             return parcel.what.to_dict()
-        data = await self._hub.in_executor(state.to_bytes)
-        if len(data) <= self.whole_bytes:
+        if state.nbytes() <= self.whole_bytes and len(data := await reference.to_bytes(self._hub.in_executor)) <= self.whole_bytes:
             return data
-        parcel = await self._hub.in_executor(self._written, data)
+        parcel = await self._hub.in_executor(self._written, state)
         return self._keep(run, key, parcel).what.to_dict()
 
-    def _written(self, data: bytes) -> Parcel:
+    def _written(self, state: State) -> Parcel:
         """In a file, so that memory needn't hold it; where there is no room for one, in memory."""
-        what = Announced(hashlib.sha256(data).hexdigest(), len(data))
-        path = self._parcels_folder / what.digest
-        temporary = path.with_name(f".{what.digest}.{os.getpid()}.tmp")
+        temporary = self._parcels_folder / f".{secrets.token_hex(8)}.tmp"
+        digest, size = hashlib.sha256(), 0
         try:
             self._parcels_folder.mkdir(exist_ok=True, mode=0o700)
-            temporary.write_bytes(data)  # not synced: a hub that starts anew begins without parcels
+            with temporary.open("wb") as file:  # not synced: a hub that starts anew begins without parcels
+                for part in state.to_parts():
+                    digest.update(part)
+                    size += file.write(part)
+            path = self._parcels_folder / digest.hexdigest()
             temporary.replace(path)
         except OSError:
             temporary.unlink(missing_ok=True)
-            return Parcel(what, data=data)
-        return Parcel(what, path=path)
+            data = state.to_bytes()
+            return Parcel(Announced(hashlib.sha256(data).hexdigest(), len(data)), data=data)
+        return Parcel(Announced(path.name, size), path=path)
 
     def _known(self, run: Run, key: Any) -> Parcel | None:
         kept = self._parcels.get(run.run_id, OrderedDict())

@@ -237,7 +237,7 @@ class WorkerOps:
         if bits not in STEP_BITS:
             return None
         if run.reference is None or run.reference.bits != bits:
-            run.reference = Reference(bits)
+            run.reference = Reference(bits, self._hub.spool)
         reference = run.reference
         if version == run.version and run.weights is not None:
             newest = holding_inner(run.weights, reference.state) if run.own_inner else run.weights

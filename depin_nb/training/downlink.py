@@ -10,6 +10,7 @@ changed travels whole, so that it is exact in every reference.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -38,17 +39,24 @@ def encode_step(held: State, new: State, *, bits: int) -> tuple[bytes, State]:
     """
     if bits not in STEP_BITS:
         raise CodecError(f"steps of {bits} bits aren't offered", hint="Use 1, 4 or 8, or send versions whole.")
+    return step_from(State(dict(held.tensors), held.kinds, held.plain), new, bits=bits, touched=lambda nbytes: None)
+
+
+def step_from(held: State, new: State, *, bits: int, touched: Callable[[int], None]) -> tuple[bytes, State]:
+    """As `encode_step`; `held.tensors` is used up: each tensor in it is replaced as soon as the next one is made, so that both states are
+    never there at once. `touched` is told of the bytes that were read of each."""
     slots: dict[str, tuple[str, Any]] = {}
-    after = dict(held.tensors)
+    after = held.tensors
     for name, value in new.tensors.items():
         kind = new.kinds[name]
-        old = held.tensors.get(name) if held.kinds.get(name) == kind else None
+        old = after.get(name) if held.kinds.get(name) == kind else None
+        touched(2 * value.nbytes)
         if old is not None and same_bits(old, value):
             continue
         payload, after[name] = _packed(kind, old, value, bits)
         if old is None or not same_bits(old, after[name]):
             slots[name] = kind, payload
-    removed = [name for name in held.tensors if name not in new.tensors]
+    removed = [name for name in after if name not in new.tensors]
     for name in removed:
         del after[name]
     plain = None if encode(held.plain) == encode(new.plain) else new.plain
@@ -123,7 +131,7 @@ def same_weights(a: State, b: State) -> bool:
     return all(n in a.tensors and n in b.tensors and same_bits(a.tensors[n], b.tensors[n]) for n in names)
 
 
-def digest_of(state: State) -> bytes:
+def digest_of(state: State, touched: Callable[[int], None] = lambda nbytes: None) -> bytes:
     """DIGEST_BYTES that stand for every slot's name, kind, dtype, shape and bits, and the plain values. No protection against anybody."""
     import torch
 
@@ -133,6 +141,7 @@ def digest_of(state: State) -> bytes:
         digest.update(encode((name, state.kinds[name], str(tensor.dtype), list(tensor.shape))))
         if tensor.numel():
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            touched(tensor.nbytes)
     digest.update(encode(state.plain))
     return digest.digest()
 

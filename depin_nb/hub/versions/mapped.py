@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from weakref import WeakSet
 
-SINCE_BYTES = 8 << 20  # of mapped memory that are touched before they are given back
+SINCE_BYTES = 4 << 20  # of mapped memory that are touched before they are given back
 
 
 class Mapped:

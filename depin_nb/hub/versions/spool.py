@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import mmap
 import os
@@ -11,11 +12,13 @@ from pathlib import Path
 from threading import RLock
 
 from depin_nb.core.parts import Buffer
+from depin_nb.core.state import State
 
 from .mapped import Mapped
 
 log = logging.getLogger(__name__)
 MEMORY_BYTES = 8 << 20  # of all changes that wait in memory
+MAPPED_FROM_BYTES = 1 << 20
 SEGMENT_BYTES = 64 << 20  # of one file; it goes when the last change in it is merged
 
 
@@ -36,6 +39,8 @@ class Held:
         if self._data is not None:
             return memoryview(self._data), None
         assert self._segment is not None
+        if self.nbytes < MAPPED_FROM_BYTES:  # reading takes less than the page faults would
+            return memoryview(self._segment.read(self.nbytes, self._offset)), None
         mapped = Mapped(self._segment.descriptor, self.nbytes, self._offset)
         return mapped.view, mapped
 
@@ -66,6 +71,20 @@ class Spool:
             self._in_memory += held.nbytes
         weakref.finalize(held, self._dropped, held.nbytes).atexit = False
         return held
+
+    def in_file(self, state: State) -> tuple[State, Mapped | None]:
+        """The same state in a file without a name, which goes with its last tensor; as it is where it is small or there is no room."""
+        if state.nbytes() < MAPPED_FROM_BYTES:
+            return state, None
+        try:
+            with tempfile.TemporaryFile(dir=self._folder) as file:
+                nbytes = sum(file.write(part) for part in state.to_parts())
+                file.flush()
+                mapped = Mapped(file.fileno(), nbytes)
+        except OSError as error:
+            log.warning("a state stays in memory, since it can't be written: %s", error)
+            return state, None
+        return State.from_bytes(mapped.view, share=True), mapped
 
     def _dropped(self, nbytes: int) -> None:
         with self._lock:
@@ -104,3 +123,13 @@ class _Segment:
         while view:
             written = os.pwrite(self.descriptor, view, offset)
             view, offset = view[written:], offset + written
+
+    def read(self, nbytes: int, offset: int) -> bytearray:
+        data = bytearray(nbytes)
+        view = memoryview(data)
+        while view:
+            read = os.preadv(self.descriptor, [view], offset)
+            if not read:
+                raise OSError(errno.EIO, "the file of waiting changes was cut short")
+            view, offset = view[read:], offset + read
+        return data

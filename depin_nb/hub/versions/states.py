@@ -38,6 +38,13 @@ class FileState(State):
 
     mapped: Mapped | None = None
 
+    def __post_init__(self) -> None:
+        self._nbytes = super().nbytes()
+
+    def nbytes(self) -> int:
+        """Added up once: the hub asks for it at every lease, and nothing changes it."""
+        return self._nbytes
+
 
 @dataclass(frozen=True)
 class FileOuter(OuterState):

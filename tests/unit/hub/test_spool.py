@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +98,9 @@ def test_what_has_been_read_is_released(tmp_path: Path) -> None:
         mapped = Watched(file.fileno(), 1 << 16)
     relief = Relief()
     relief.add(mapped)
-    relief(4 << 20)
+    relief(2 << 20)
     assert released == []
-    relief(4 << 20)
+    relief(2 << 20)
     assert released == [mapped]
     assert bytes(mapped.view) == path.read_bytes()
 
@@ -185,5 +187,54 @@ def test_a_report_with_other_bits_is_refused_and_its_lease_given_again(tmp_path:
         await kernel.finish()
         await hub.coordinator.close()
         hub.kill()
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+class HeldJobs(ThreadPoolExecutor):
+    """Threads that stop in the middle of a merge until they are let go."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.inside, self.go = threading.Event(), threading.Event()
+
+    def submit(self, function: Any, /, *args: Any, **named: Any) -> Any:
+        if getattr(function, "__name__", "") != "_merge":
+            return super().submit(function, *args, **named)
+
+        def held() -> Any:
+            self.inside.set()
+            assert self.go.wait(30)
+            return function(*args, **named)
+
+        return super().submit(held)
+
+
+def test_heartbeats_are_answered_while_a_merge_computes(tmp_path: Path) -> None:
+    async def main() -> None:
+        hub = Hub(tmp_path)
+        jobs = hub.coordinator.executor = HeldJobs()
+        for name in "ab":
+            FakeWorker(hub, name).start()
+        kernel = await Kernel.open(hub)
+        await kernel.enter(hub.spec(LOCAL, 6), first_state())
+        looping = asyncio.ensure_future(kernel.loop(6))
+        while not jobs.inside.is_set():
+            await asyncio.sleep(0)
+        run = hub.coordinator.runs[kernel.run_id]
+        address = next(iter(hub.coordinator.members))
+        for _ in range(100):
+            assert "go" in hub.coordinator.workers.alive(address, "")
+            hub.coordinator.tick()
+            await asyncio.sleep(0)
+        assert run.merges == 0, "the merge hasn't ended"
+        jobs.go.set()
+        await looping
+        assert run.merges > 0
+        await kernel.close()
+        await kernel.finish()
+        await hub.coordinator.close()
+        hub.kill()
+        jobs.shutdown()
 
     asyncio.run(asyncio.wait_for(main(), 60))

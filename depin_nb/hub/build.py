@@ -11,6 +11,7 @@ from depin_nb.hub.coordinator import Coordinator
 from depin_nb.hub.records.journal import Journal
 
 from ..core import config
+from ..core.amount import Amount
 from ..ledger import store
 from ..ledger.embedded import EmbeddedChain
 from ..ledger.ledger import Ledger
@@ -41,7 +42,7 @@ class Parts:
         self.journal.close()
 
 
-def build(home: Path) -> Parts:
+def build(home: Path, user_budget: Amount | None = None) -> Parts:
     """Opens (or makes) the journal and the chain of this state folder. Raises JournalError, ChainError or WalletError."""
     journal = Journal(config.journal_file())
     wallets = Wallets()
@@ -50,6 +51,13 @@ def build(home: Path) -> Parts:
     executor = ThreadPoolExecutor(TENSOR_THREADS, thread_name_prefix="tensors")
     books = ThreadPoolExecutor(1, thread_name_prefix="books")
     coordinator = Coordinator(
-        home=home, clock=SystemClock(), journal=journal, ledger=ledger, prices=price.load(), executor=executor, books=books
+        home=home,
+        clock=SystemClock(),
+        journal=journal,
+        ledger=ledger,
+        prices=price.load(),
+        executor=executor,
+        books=books,
+        user_budget=user_budget,
     )
     return Parts(coordinator, journal, ledger, chain, executor, books)

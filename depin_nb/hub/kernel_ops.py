@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from depin_nb.core.amount import Amount, parse
@@ -74,11 +75,13 @@ class KernelOps:
         asked: dict[str, Any] | None = None,
         resume: str | None = None,
         keep: bool = True,
+        share: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Opens a run, its journal and its vault.
 
         `asked`: the user's options, for a later resume (`keep=False`: this run can't be resumed). `resume`: the run that this one continues
         ("": the newest of the same cell); what isn't given is taken from it, and the answer has its loop entries and its options.
+        `share`: user, weight and priority (`leases.shares.claim_of`).
         """
         said = Start(
             name=str(name or ""),
@@ -92,6 +95,7 @@ class KernelOps:
             notices=tuple(map(str, notices)),
             asked=dict(asked or {}),
             keep=bool(keep),
+            share=dict(share or {}),
         )
         return await begin(self._hub, said) if resume is None else await start_again(self._hub, said, str(resume))
 
@@ -207,7 +211,7 @@ class KernelOps:
             found.polls -= 1
             active.seen_s = hub.clock.monotonic()
         found.told_want = want
-        failed = state == "failed" and not leases
+        failed = state in ("failed", "budget") and not leases
         return {
             "leases": [r.to_dict() for r in leases],
             "want": want,
@@ -275,7 +279,7 @@ class KernelOps:
     # --- controls and displays ------------------------------------------------------------------------
 
     async def control(self, run: str, action: str, value: Any = None) -> dict[str, Any]:
-        """pause, resume, stop, or a new `budget` (an Amount's dict or text such as `$0.20`)."""
+        """pause, resume, stop, a new `budget` (an Amount's dict or text such as `$0.20`), or a new `share`: weight and priority, or one."""
         active = self._hub.runs.get(run)
         if active is None:
             raise NoSuchRun(f"{run!r} is not an active run", run_id=run)
@@ -290,15 +294,24 @@ class KernelOps:
                 active.say("resumed", now)
         elif action == "stop":
             self._stop(active)
+        elif action == "share":
+            self._change_share(active, value)
         elif action == "budget":
             await self._raise_budget(active, amount_of(value))
         else:
-            raise UsageError(f"{action!r} is not a control", hint="pause, resume, stop or budget.")
+            raise UsageError(f"{action!r} is not a control", hint="pause, resume, stop, budget or share.")
         if active.entry is not None:
             active.entry.changed.notify()
         self._hub.giving.dispatch()
         self._hub.changed.notify()
         return {"status": self._hub.status(active).to_dict()}
+
+    def _change_share(self, run: Run, value: Any) -> None:
+        if not isinstance(value, dict) or not any(v is not None for v in value.values()):
+            raise UsageError("a share is a weight, a priority or both", hint="Such as `depin runs share RUN --weight 2`.")
+        run.claim = run.claim.changed(value)
+        said = f"weight {run.claim.weight:g}, {run.claim.priority}"
+        run.say("share", self._hub.clock.now(), f"Its share of the devices is now: {said}.", **asdict(run.claim))
 
     def _stop(self, run: Run) -> None:
         """No more leases; what is out comes to nothing, what is accepted still merges."""

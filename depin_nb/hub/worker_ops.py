@@ -302,6 +302,7 @@ class WorkerOps:
         record.report = Report(report.lease_id, report.done, report.logs, b"", report.left, report.exit, report.losses, report.seconds)
         record.change = change
         record.go(Trigger.ACCEPT)
+        hub.giving.returned(record)
         member.held.pop(record.lease.lease_id, None)
         member.seen_s = hub.clock.monotonic()
         known = record.pace.overhead_s is not None and report.done == len(record.lease.units)

@@ -11,6 +11,7 @@ from depin_nb.core.errors import UsageError
 
 BACKENDS = ("local", "depin")
 STRATEGIES = ("auto", "sync", "local", "sparse")
+PRIORITIES = ("high", "normal", "low")
 DATA = ("auto", "whole", "samples", "worker")
 RUN = "RUN"
 RUN_ACTIONS = ("check", "checkpoints", "export", "import")
@@ -85,6 +86,17 @@ def at_least(least: int) -> Callable[[str], int]:
     return read
 
 
+def weight(text: str) -> float:
+    """A reader of weights. Raises UsageError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.01 <= value <= 100:
+        raise UsageError(f"{text!r} is not a weight", hint="It is a number from 0.01 to 100; 1 is usual.")
+    return value
+
+
 def names(text: str) -> tuple[str, ...]:
     """A reader of names with commas between them. Raises UsageError."""
     found = tuple(part.strip() for part in text.split(",") if part.strip())
@@ -97,6 +109,8 @@ _BACKEND = Argument("--backend", "which kind of worker", choices=BACKENDS)
 _WORKERS = Argument("--workers", "how many workers", "N", kind=at_least(1))
 _BUDGET = Argument("--budget", "the most that a run may spend, such as $0.10", "$X", kind=amount)
 _RUN = Argument("run", "a run's id; without it, the run that is going on", RUN)
+_WEIGHT = Argument("--weight", "its part in devices that several runs want, beside runs of weight 1", "W", kind=weight)
+_PRIORITY = Argument("--priority", "high goes before normal before low, which keeps a tenth of the devices' time", choices=PRIORITIES)
 _NEWEST = Argument("run", "a run's id; without it, the newest", RUN)
 
 COMMANDS = (
@@ -138,6 +152,7 @@ COMMANDS = (
     Command("pause", "pause a run: the workers finish what they have and get nothing new", (_RUN,)),
     Command("resume", "let a paused run go on", (_RUN,)),
     Command("stop", "end a run; the model keeps the weights of the last merge", (_RUN,)),
+    Command("share", "change a run's part in the devices while it goes on", (_RUN, _WEIGHT, _PRIORITY)),
     Command("debug", "open the debugger at the newest failure: its iterations run again here, on copies"),
     Command(
         "train",
@@ -172,6 +187,8 @@ COMMANDS = (
                 choices=DATA,
                 default="auto",
             ),
+            _WEIGHT,
+            _PRIORITY,
             Argument("--send", "names that may travel although they look like secrets", "NAME[,NAME]", kind=names, default=()),
             Argument(
                 "--detach",

@@ -89,6 +89,7 @@ class Lessor:
             source=self.source,
             workers=self.options.workers,
             asked=self.options.asked(),
+            share=self.options.share(),
             resume=run,
         )
         self.run_id = answer["run_id"]
@@ -154,6 +155,7 @@ class Lessor:
             workers=self.options.workers,
             notices=plan.notices(),
             asked=self.options.asked(),
+            share=self.options.share(),
         )
         self.run_id = answer["run_id"]
 
@@ -238,6 +240,8 @@ class Lessor:
             s = self.status
             assert s is not None
             spent, cap = s.spent.amount, s.budget
+            if answer["error"]:  # not the run's own budget: its user's
+                return typed(answer["error"])
             return BudgetExhausted(
                 f"the next lease would overspend the budget of {cap}: {spent} is spent", run_id=s.run_id, spent=spent, budget=cap
             )

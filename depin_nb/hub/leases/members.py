@@ -27,7 +27,7 @@ MAX_LATENCY_MS = 1e6
 KINDS = ("local", "phone", "laptop", "single-board", "cloud")
 
 
-@dataclass
+@dataclass(eq=False)
 class Member:
     """A joined worker. `address`: Dask's; `speed`: relative to this machine's core, a fact it gave; `held`: leases that it has.
 

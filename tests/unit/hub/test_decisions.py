@@ -15,7 +15,7 @@ from depin_nb.core.lease import EntrySpec, Unit
 from depin_nb.hub.leases.entry import Entry, Result
 from depin_nb.hub.leases.gang import GangCall
 from depin_nb.hub.leases.members import MAX_REJECTED, Tally, drawn, member_of
-from depin_nb.hub.leases.rounds import DEADLINE_MIN_S, Pace, ahead, fair_share, fastest, solo_length, worth_doubling
+from depin_nb.hub.leases.rounds import DEADLINE_MIN_S, Pace, ahead, fastest, solo_length, worth_doubling
 from depin_nb.hub.run import Curve
 from depin_nb.training.allreduce import decode_grads, encode_grads
 
@@ -124,10 +124,7 @@ def test_what_is_worth_doing_twice():
     assert not worth_doubling(40.0, Pace(100, 10.0, None, 0), 1.0, silent=False, at_end=True), "its first lease"
 
 
-def test_sharing():
-    assert [fair_share(5, 0, n) for n in (1, 2, 3, 9)] == [5, 3, 2, 1]
-    assert fair_share(5, 1, 2) == 2
-    assert fair_share(1, 3, 1) == 1
+def test_the_fastest():
     assert fastest({"b": 2.0, "a": 2.0, "c": 1.0}) == "a"
 
 

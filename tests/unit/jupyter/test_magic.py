@@ -93,7 +93,7 @@ def complete(text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("%depin s", ["status", "scale", "stop"]),
+        ("%depin s", ["status", "scale", "stop", "share"]),
         ("%%depin ", ["train"]),
         ("%depin up ", ["local", "depin", "--workers", "--budget"]),
         ("%depin up local --b", ["--budget"]),
@@ -136,6 +136,8 @@ class TrainOptions:
     resume: str | None = None
     send: tuple[str, ...] = ()
     data: str = "auto"
+    weight: float | None = None
+    priority: str | None = None
 
 
 class RecordedSession:

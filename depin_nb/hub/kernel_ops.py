@@ -110,13 +110,14 @@ class KernelOps:
             ended = active
         return {"status": self._hub.status(ended).to_dict()}
 
-    def needs(self, packages: dict[str, Any]) -> dict[str, Any]:
-        """Which joined workers lack which of these {distribution: version}, have another version, or can't compile; by worker id."""
+    def needs(self, packages: dict[str, Any], memory_bytes: int = 0) -> dict[str, Any]:
+        """By worker id: which of {distribution: version} it lacks or has in another version, whether it can't compile or is too small."""
         wanted = checked(packages) or {}
         members = list(self._hub.members.values())
         return {
             "lacks": {m.worker_id: found for m in members if (found := m.lacks(wanted))},
             "other": {m.worker_id: found for m in members if (found := other_versions(wanted, m.packages or {}))},
+            "small": {m.worker_id: m.memory_bytes for m in members if not m.fits(int(memory_bytes))},
             "uncompiled": [m.worker_id for m in members if not m.compiles],
         }
 

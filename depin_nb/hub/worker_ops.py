@@ -28,7 +28,13 @@ MAX_LINK_BYTES = 256 << 10
 MAX_LOG_BYTES = 64 << 20
 MAX_WAIT_S = 60.0
 EXITS = ("", "break", "return", "error")
-UNABLE = ("DatasetDiffers", "MissingPackage", "WithheldError", "ShipError")  # why a program can't be run at all, in a worker's own words
+UNABLE = (
+    "DatasetDiffers",
+    "MissingPackage",
+    "WithheldError",
+    "ShipError",
+    "OutOfMemory",
+)  # why a program can't be run at all, in a worker's own words
 LATE = "this lease is no longer yours"
 
 
@@ -286,7 +292,10 @@ class WorkerOps:
         reason = error.message
         if record.state is LeaseState.SUBMITTED:
             member = record.member
-            member.refuse(run.run_id)
+            if error.fields.get("kind") == "OutOfMemory":
+                member.too_small(run.run_id)
+            else:
+                member.refuse(run.run_id)
             run.say("rejected", self._hub.clock.now(), f"A report of {member.worker_id} was refused: {reason}", worker=member.worker_id)
             self._hub.last_rejection[run.run_id] = error
             self._hub.taking.withdraw(run, entry, record, Trigger.REJECT, reason)

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..core.errors import DepinError, HubError
+from ..core.errors import DepinError, HubError, OutOfMemory
 from ..core.lease import SOLO_SEATS, EntrySpec, Lease, Report
+from ..core.memory import out_of_memory
 from ..core.state import INNER, STEP, State
 from .blobs import BlobCache
 from .device import Pacer
@@ -312,4 +313,6 @@ def failure(lease: Lease, error: BaseException) -> Report:
     """The report of a lease that could not be run at all: nothing done, the reason in `extra`; the hub gives it to another worker."""
     text = error.message if isinstance(error, DepinError) else f"{type(error).__name__}: {error}"
     kind = type(error).__name__ if isinstance(error, DepinError) else HubError.__name__
+    if out_of_memory(error):
+        kind = OutOfMemory.__name__
     return Report(lease_id=lease.lease_id, done=0, logs=(), change=b"", extra={"failed": text[:2000], "type": kind})

@@ -118,7 +118,8 @@ class Giving:
     def _found(self, run: Run) -> list[Member]:
         here = [m for m in self._hub.members.values() if run.backend != "local" or m.backend == "local"]
         needed = run.entry.spec.packages if run.entry is not None else {}
-        able = [m for m in here if not m.barred(run.run_id) and not m.lacks(needed)]
+        memory_bytes = run.entry.spec.memory_bytes if run.entry is not None else 0
+        able = [m for m in here if not m.barred(run.run_id) and not m.lacks(needed) and m.fits(memory_bytes)]
         # those that have worked for it stay; among the others who came first
         return sorted(able, key=lambda m: m.worker_id not in run.tallies)[: run.most_workers]
 

@@ -22,6 +22,8 @@ LANE_BINS = 120  # as fine as a lane is drawn
 SMOOTHING = 0.5  # weight of the newest measurement: a device's speed changes with heat and battery, within a few leases
 MAX_REJECTED = 3
 MAX_HELD = 2  # leases of a member: one at work, one ahead
+MEMORY_MARGIN = 1.25  # the probe's figure is an estimate: allocators fragment, batches differ
+MAX_MEMORY_BYTES = 1 << 50
 MAX_MBIT_S = 1e7
 MAX_LATENCY_MS = 1e6
 KINDS = ("local", "phone", "laptop", "single-board", "cloud")
@@ -45,11 +47,13 @@ class Member:
     seen_s: float
     packages: Mapping[str, str] | None = None  # {distribution: version} as it says; None: it doesn't say
     compiles: bool = True
+    memory_bytes: int = 0  # that leases may take, as it says; 0: it doesn't say
     up_mbit_s: float = 0.0  # its link as it measured it; 0: it doesn't say
     down_mbit_s: float = 0.0
     latency_ms: float = 0.0
     held: dict[str, str] = field(default_factory=dict)  # lease_id -> run_id: one at work and one ahead, in the order of lending
     rejected: dict[str, int] = field(default_factory=dict)  # by run
+    full: set[str] = field(default_factory=set)  # runs for which its memory didn't do
     leases: dict[str, int] = field(default_factory=dict)  # by run: measured ones
     rates: dict[str, float] = field(default_factory=dict)  # by run: iterations/s at work, measured
     overheads: dict[str, float] = field(default_factory=dict)  # by run: seconds of a lease that weren't work, measured
@@ -96,6 +100,7 @@ class Member:
         """The run has ended."""
         for kept in (self.rejected, self.leases, self.rates, self.overheads, self.ratios):
             kept.pop(run_id, None)
+        self.full.discard(run_id)
         self._differs()
 
     def refuse(self, run_id: str) -> None:
@@ -103,12 +108,21 @@ class Member:
         self.rejected[run_id] = self.rejected.get(run_id, 0) + 1
         self._differs()
 
+    def too_small(self, run_id: str) -> None:
+        """A lease of that run came to nothing for want of memory: no fault of the device's, but it isn't asked again."""
+        self.full.add(run_id)
+        self._differs()
+
+    def fits(self, needed_bytes: int) -> bool:
+        """Whether a lease that needs so much may go there, with a margin; as far as it tells."""
+        return not self.memory_bytes or MEMORY_MARGIN * needed_bytes <= self.memory_bytes
+
     def _differs(self) -> None:
         if self.crowd is not None:
             self.crowd.generation += 1
 
     def barred(self, run_id: str) -> bool:
-        return self.rejected.get(run_id, 0) >= MAX_REJECTED
+        return self.rejected.get(run_id, 0) >= MAX_REJECTED or run_id in self.full
 
     def lacks(self, needed: Mapping[str, str]) -> list[str]:
         """Packages that a program needs and this worker hasn't, as far as it tells."""
@@ -185,10 +199,15 @@ def member_of(address: str, profile: str, wallet: str, facts: Mapping[str, Any],
         seen_s=now_s,
         packages=checked(facts.get("packages")),
         compiles=facts.get("compiles") is not False,
+        memory_bytes=_memory(facts.get("memory_bytes")),
         up_mbit_s=link.get("up_mbit_s", 0.0),
         down_mbit_s=link.get("down_mbit_s", 0.0),
         latency_ms=link.get("latency_ms", 0.0),
     )
+
+
+def _memory(said: Any) -> int:
+    return said if type(said) is int and 0 < said <= MAX_MEMORY_BYTES else 0
 
 
 def _link(said: Any) -> dict[str, float]:

@@ -27,7 +27,7 @@ WORKER_ENV: Mapping[str, str] = {
 class DeviceProfile:
     """A kind of device. `speed`: relative to one core of the machine it runs on; links in Mbit/s (0 = as fast as it goes).
 
-    `latency_ms` is added to each exchange with the hub (a round trip).
+    `latency_ms` is added to each exchange with the hub (a round trip). `memory_gb`: what leases may take there at most (0 = what is free).
     """
 
     name: str
@@ -37,11 +37,12 @@ class DeviceProfile:
     up_mbit_s: float = 0.0
     down_mbit_s: float = 0.0
     latency_ms: float = 0.0
+    memory_gb: float = 0.0
     about: str = ""
 
     def __post_init__(self) -> None:
-        if not 0 < self.speed <= 1000 or min(self.up_mbit_s, self.down_mbit_s, self.latency_ms) < 0:
-            raise ConfigError(f"the profile {self.name!r} has a speed, rate or latency that can't be")
+        if not 0 < self.speed <= 1000 or min(self.up_mbit_s, self.down_mbit_s, self.latency_ms, self.memory_gb) < 0:
+            raise ConfigError(f"the profile {self.name!r} has a speed, rate, latency or memory that can't be")
 
 
 @cache

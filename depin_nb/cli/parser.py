@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 USAGE_EXIT = 2
 BACKENDS = ("local", "depin")
+PRIORITIES = ("high", "normal", "low")
 
 
 class Parser(argparse.ArgumentParser):
@@ -78,6 +79,12 @@ def parser() -> Parser:
         ("checkpoints", "list the checkpoints of a run, which load in plain PyTorch"),
     ):
         add(name, text, within=runs).add_argument("run", metavar="RUN")
+    share = add("share", "change a run's part in the devices while it goes on", within=runs)
+    share.add_argument("run", metavar="RUN")
+    share.add_argument("--weight", type=float, metavar="W", help="beside runs of weight 1, from 0.01 to 100")
+    share.add_argument(
+        "--priority", choices=PRIORITIES, help="high goes before normal before low, which keeps a tenth of the devices' time"
+    )
     export = add("export", "write a run as a folder that another hub can take in", within=runs)
     export.add_argument("run", metavar="RUN")
     export.add_argument("folder", metavar="DIR", nargs="?", default=".", help="where the run's folder is made (default: here)")

@@ -45,9 +45,22 @@ def take_in(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def share(arguments: argparse.Namespace) -> int:
+    from .. import wiring
+
+    session = wiring.current()
+    try:
+        status = session.control(arguments.run, "share", {"weight": arguments.weight, "priority": arguments.priority})
+    finally:
+        session.close()
+    show(arguments, status.to_dict(), lambda: f"{status.run_id}: weight {status.weight:g}, {status.priority}")
+    return 0
+
+
 RUNS: dict[str, Callable[[argparse.Namespace], int]] = {
     "check": check,
     "checkpoints": checkpoints,
     "export": export,
     "import": take_in,
+    "share": share,
 }

@@ -56,8 +56,8 @@ def active(statuses: Sequence[Mapping[str, Any]]) -> str:
         run = Status.from_dict(dict(data))
         done = f"{run.iterations_done}/{run.iterations_total}" if run.iterations_total else str(run.iterations_done)
         loss = f"{run.loss[-1][1]:.4g}" if run.loss else "-"
-        rows.append([run.run_id, run.name, run.state, done, loss, str(run.spent), run.budget.text() if run.budget else "-"])
-    return columns(rows, ["run", "name", "state", "iterations", "loss", "spent", "budget"], right=[3, 4]) if rows else "no runs"
+        rows.append([run.run_id, run.name, run.state, done, loss, str(run.spent), run.budget.text() if run.budget else "-", run.share])
+    return columns(rows, ["run", "name", "state", "iterations", "loss", "spent", "budget", "share"], right=[3, 4]) if rows else "no runs"
 
 
 def progress(run: Status) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 from pathlib import Path
 
@@ -13,6 +14,16 @@ def home() -> Path:
     path = Path(os.environ.get("DEPIN_HOME") or platformdirs.user_data_dir("depin-nb", appauthor=False)).expanduser()
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     return path
+
+
+def user() -> str:
+    """Who runs this kernel: JupyterHub's user, else the system's. Said to the hub, which can't check it."""
+    if name := os.environ.get("JUPYTERHUB_USER"):
+        return name
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # no such user in a container's passwd
+        return f"user {os.getuid()}"
 
 
 def hub_file() -> Path:

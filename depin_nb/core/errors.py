@@ -123,6 +123,12 @@ class NoWorkers(HubError):
     default_hint = "`%depin scale 2` starts two workers."
 
 
+class OutOfMemory(HubError):
+    """A loop needs more memory than a worker has. Fields: needed (bytes), workers (list of str)."""
+
+    default_hint = "Use a smaller batch or model, or workers with more memory."
+
+
 class NoSuchRun(HubError):
     """A run id isn't in the journal. Fields: run_id."""
 

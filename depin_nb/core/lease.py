@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from typing import Any
 
+SOLO_SEATS = 8  # solo entries that may live on one worker, taking turns
+
 
 @dataclass(frozen=True)
 class StrategyConfig:

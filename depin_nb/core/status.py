@@ -70,6 +70,15 @@ class Status:
     bytes_up: int = 0
     bytes_down: int = 0
     notices: tuple[str, ...] = ()
+    user: str = ""  # as its kernel says
+    weight: float = 1.0
+    priority: str = "normal"
+
+    @property
+    def share(self) -> str:
+        """Its part in the devices, for people: `ada, weight 2, high`; what is usual isn't said."""
+        weight = f"weight {self.weight:g}" if self.weight != 1 else ""
+        return ", ".join(part for part in (self.user, weight, self.priority if self.priority != "normal" else "") if part)
 
     @property
     def ended(self) -> bool:

@@ -25,6 +25,7 @@ from depin_nb.hub.status_api import StatusApi
 from ..backends.local import LocalBackend
 from ..backends.simulated import SimulatedBackend
 from ..core import config
+from ..core.amount import Amount
 from ..ports import Backend
 
 log = logging.getLogger(__name__)
@@ -34,11 +35,11 @@ MAX_NOTICES = 50
 VERSIONS = ("torch", "numpy", "distributed", "cloudpickle", "msgpack")
 
 
-def run(ready: Callable[[HubInfo], None], *, host: str, idle_timeout_s: float | None) -> None:
+def run(ready: Callable[[HubInfo], None], *, host: str, idle_timeout_s: float | None, user_budget: Amount | None = None) -> None:
     """Runs the hub of this state folder, whose lock the caller holds, until it is told to end; calls `ready` once everything answers."""
 
     async def main() -> None:
-        await Hub(host=host, idle_timeout_s=idle_timeout_s).run(ready)
+        await Hub(host=host, idle_timeout_s=idle_timeout_s, user_budget=user_budget).run(ready)
 
     asyncio.run(main())
 
@@ -46,7 +47,7 @@ def run(ready: Callable[[HubInfo], None], *, host: str, idle_timeout_s: float | 
 class Hub:
     """Owns the parts of one hub and their lifetimes; decides nothing about runs."""
 
-    def __init__(self, *, host: str, idle_timeout_s: float | None) -> None:
+    def __init__(self, *, host: str, idle_timeout_s: float | None, user_budget: Amount | None = None) -> None:
         self.hub_id = secrets.token_hex(3)
         self.backends: dict[str, Backend] = {b.name: b for b in (LocalBackend(), SimulatedBackend())}
         self.fleet = Fleet(self.backends, host=host, port=last_port(), notice=self._notice)
@@ -54,6 +55,7 @@ class Hub:
         self.info: HubInfo | None = None
         self._host = host
         self._idle_timeout_s = idle_timeout_s
+        self._user_budget = user_budget
         self._parts: Parts | None = None
         self._plugin: CoordinatorPlugin | None = None
         self._detached: Detached | None = None
@@ -79,7 +81,7 @@ class Hub:
             log.info("hub %s has ended", self.hub_id)
 
     async def _start(self) -> None:
-        self._parts = build(config.home())
+        self._parts = build(config.home(), self._user_budget)
         await self._parts.coordinator.recover()
         await self.fleet
         handlers = self.fleet.scheduler.handlers

@@ -13,6 +13,7 @@ from depin_nb.hub.coordinator import Coordinator
 from depin_nb.hub.records.journal import Journal
 
 from ..core import config
+from ..core.amount import Amount
 from ..ledger import store
 from ..ledger.embedded import EmbeddedChain
 from ..ledger.ledger import Ledger
@@ -51,7 +52,7 @@ def return_large_blocks() -> None:
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
-def build(home: Path) -> Parts:
+def build(home: Path, user_budget: Amount | None = None) -> Parts:
     """Opens (or makes) the journal and the chain of this state folder. Raises JournalError, ChainError or WalletError."""
     return_large_blocks()
     journal = Journal(config.journal_file())
@@ -61,6 +62,13 @@ def build(home: Path) -> Parts:
     executor = ThreadPoolExecutor(TENSOR_THREADS, thread_name_prefix="tensors")
     books = ThreadPoolExecutor(1, thread_name_prefix="books")
     coordinator = Coordinator(
-        home=home, clock=SystemClock(), journal=journal, ledger=ledger, prices=price.load(), executor=executor, books=books
+        home=home,
+        clock=SystemClock(),
+        journal=journal,
+        ledger=ledger,
+        prices=price.load(),
+        executor=executor,
+        books=books,
+        user_budget=user_budget,
     )
     return Parts(coordinator, journal, ledger, chain, executor, books)

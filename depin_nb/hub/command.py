@@ -9,9 +9,20 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
+from depin_nb.core.amount import Amount, parse
+from depin_nb.core.errors import AmountError
 from depin_nb.hub.info import HubInfo, hold_home, log_file
 
 IDLE_TIMEOUT_S = 3600.0
+USER_BUDGET = "DEPIN_USER_BUDGET"
+
+
+def budget(text: str) -> Amount:
+    """An amount on the command line. Raises ArgumentTypeError."""
+    try:
+        return parse(text)
+    except AmountError as error:
+        raise argparse.ArgumentTypeError(error.message) from None
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,6 +37,13 @@ def parser() -> argparse.ArgumentParser:
         default=IDLE_TIMEOUT_S,
         metavar="S",
         help="ends after so many seconds without a client or an active run; 0 = never (default: %(default).0f)",
+    )
+    parser.add_argument(
+        "--user-budget",
+        type=budget,
+        default=os.environ.get(USER_BUDGET) or None,
+        metavar="$X",
+        help=f"the most that one user's active runs may spend together, such as $1 (default: {USER_BUDGET}, else no limit)",
     )
     parser.add_argument("--detach", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--ready-fd", type=int, default=None, help=argparse.SUPPRESS)
@@ -54,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"depin hub: ready at {info.scheduler}, dashboard {info.dashboard} (Ctrl-C ends it)", file=sys.stderr)
 
     try:
-        run(ready, host=arguments.host, idle_timeout_s=arguments.idle_timeout or None)
+        run(ready, host=arguments.host, idle_timeout_s=arguments.idle_timeout or None, user_budget=arguments.user_budget)
     except Exception:
         logging.getLogger(__name__).exception("the hub ends")
         return 1

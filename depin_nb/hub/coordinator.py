@@ -20,6 +20,7 @@ from depin_nb.hub.leases.closing import Closing
 from depin_nb.hub.leases.entry import Entry
 from depin_nb.hub.leases.giving import Giving
 from depin_nb.hub.leases.members import Member, Members
+from depin_nb.hub.leases.purses import Purses
 from depin_nb.hub.leases.returning import Returning
 from depin_nb.hub.leases.taking import Taking
 from depin_nb.hub.leases.watch import Watch
@@ -74,6 +75,7 @@ class Coordinator:
     """`kernel` and `workers` hold the operations of docs/protocol.md; `tick()` is to be called a few times a second.
 
     `executor`: threads for tensors and files. `books`: ONE thread, for journal and ledger. `home`: where blobs and states are kept.
+    `user_budget`: the most that a user's active runs may spend together.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Coordinator:
         prices: PriceBook,
         executor: Executor,
         books: Executor,
+        user_budget: Amount | None = None,
     ) -> None:
         self.home, self.clock, self.journal, self.ledger, self.prices = home, clock, journal, ledger, prices
         self.executor, self.books = executor, books
@@ -99,6 +102,7 @@ class Coordinator:
         self.ended: dict[str, Run] = {}
         self.last_rejection: dict[str, CodecError] = {}
         self.changed = Signal()
+        self.purses = Purses(self, user_budget)
         self.giving = Giving(self)
         self.taking = Taking(self)
         self.watch = Watch(self)

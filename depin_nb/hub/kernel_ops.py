@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from depin_nb.core.amount import Amount, parse
@@ -80,11 +81,13 @@ class KernelOps:
         resume: str | None = None,
         keep: bool = True,
         ticket: str = "",
+        share: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Opens a run, its journal and its vault. Asked again with the same `ticket` (after a hub was killed), it is the same run.
 
         `asked`: the user's options, for a later resume (`keep=False`: this run can't be resumed). `resume`: the run that this one continues
         ("": the newest of the same cell); what isn't given is taken from it, and the answer has its loop entries and its options.
+        `share`: user, weight and priority (`leases.shares.claim_of`).
         """
         said = Start(
             name=str(name or ""),
@@ -99,6 +102,7 @@ class KernelOps:
             asked=dict(asked or {}),
             keep=bool(keep),
             ticket=str(ticket)[:64],
+            share=dict(share or {}),
         )
         if ticket and (known := next((r for r in self._hub.runs.values() if r.ticket == ticket), None)) is not None:
             return await begun(self._hub, known)
@@ -118,14 +122,15 @@ class KernelOps:
             ended = active
         return {"status": self._hub.status(ended).to_dict()}
 
-    def needs(self, packages: dict[str, Any]) -> dict[str, Any]:
-        """Which joined workers lack which of these {distribution: version}, have another version, or can't compile, and their links as
-        last measured; by worker id."""
+    def needs(self, packages: dict[str, Any], memory_bytes: int = 0) -> dict[str, Any]:
+        """By worker id: which of {distribution: version} it lacks or has in another version, whether it can't compile or is too small,
+        and its link as last measured."""
         wanted = checked(packages) or {}
         members = list(self._hub.members.values())
         return {
             "lacks": {m.worker_id: found for m in members if (found := m.lacks(wanted))},
             "other": {m.worker_id: found for m in members if (found := other_versions(wanted, m.packages or {}))},
+            "small": {m.worker_id: m.memory_bytes for m in members if not m.fits(int(memory_bytes))},
             "uncompiled": [m.worker_id for m in members if not m.compiles],
             "links": links_of(members),
         }
@@ -249,7 +254,7 @@ class KernelOps:
             found.polls -= 1
             active.seen_s = hub.clock.monotonic()
         found.told_want = want
-        failed = state == "failed" and not leases
+        failed = state in ("failed", "budget") and not leases
         return {
             "leases": [r.to_dict() for r in leases],
             "want": want,
@@ -326,7 +331,7 @@ class KernelOps:
     # --- controls and displays ------------------------------------------------------------------------
 
     async def control(self, run: str, action: str, value: Any = None) -> dict[str, Any]:
-        """pause, resume, stop, or a new `budget` (an Amount's dict or text such as `$0.20`)."""
+        """pause, resume, stop, a new `budget` (an Amount's dict or text such as `$0.20`), or a new `share`: weight and priority, or one."""
         active = self._hub.runs.get(run)
         if active is None:
             raise NoSuchRun(f"{run!r} is not an active run", run_id=run)
@@ -346,10 +351,12 @@ class KernelOps:
                 await self._hub.finish(active, "stopped", "it was stopped while it waited for its notebook")
             else:
                 self._stop(active)
+        elif action == "share":
+            self._change_share(active, value)
         elif action == "budget":
             await self._raise_budget(active, amount_of(value))
         else:
-            raise UsageError(f"{action!r} is not a control", hint="pause, resume, stop or budget.")
+            raise UsageError(f"{action!r} is not a control", hint="pause, resume, stop, budget or share.")
         if active.entry is not None:
             active.entry.changed.notify()
         self._hub.giving.dispatch()
@@ -358,6 +365,13 @@ class KernelOps:
             with suppress(JournalError, DiskFull):  # it holds all the same; only a killed hub would forget it
                 await self._hub.flush(active, lambda: None)
         return {"status": self._hub.status(active).to_dict()}
+
+    def _change_share(self, run: Run, value: Any) -> None:
+        if not isinstance(value, dict) or not any(v is not None for v in value.values()):
+            raise UsageError("a share is a weight, a priority or both", hint="Such as `depin runs share RUN --weight 2`.")
+        run.claim = run.claim.changed(value)
+        said = f"weight {run.claim.weight:g}, {run.claim.priority}"
+        run.say("share", self._hub.clock.now(), f"Its share of the devices is now: {said}.", **asdict(run.claim))
 
     def _stop(self, run: Run) -> None:
         """No more leases; what is out comes to nothing, what is accepted still merges."""

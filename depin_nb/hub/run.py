@@ -12,6 +12,7 @@ from depin_nb.core.amount import Amount
 from depin_nb.core.events import Event
 from depin_nb.hub.leases.entry import Entry
 from depin_nb.hub.leases.members import Member, Tally
+from depin_nb.hub.leases.shares import Claim
 from depin_nb.hub.records.journal import LeaseRow
 from depin_nb.metering.budget import Budget
 from depin_nb.metering.meter import Meter
@@ -89,6 +90,7 @@ class Run:
     done_before: int = 0  # iterations merged in earlier entries
     iterations: int = 0
     most_workers: int | None = None  # as the user limits it
+    claim: Claim = field(default_factory=Claim)
     passes: int | None = None  # how often the loop will be entered, where the code around it tells
     total: int | None = None  # iterations of all entries so far
     samples: int = 0

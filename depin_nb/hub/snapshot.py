@@ -73,6 +73,9 @@ def status_of(run: Run, prices: PriceBook, now_s: float) -> Status:
         bytes_up=run.bytes_up,
         bytes_down=run.bytes_down,
         notices=tuple(run.notices),
+        user=run.claim.user,
+        weight=run.claim.weight,
+        priority=run.claim.priority,
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from depin_nb.core.amount import DPN, Amount
 from depin_nb.core.errors import MoneyError
+from depin_nb.hub.leases.shares import claim_of
 from depin_nb.hub.records import resumable
 from depin_nb.hub.run import Run
 from depin_nb.metering.budget import Budget
@@ -21,7 +22,10 @@ MAX_NOTICE = 500
 
 @dataclass(frozen=True)
 class Start:
-    """What a kernel says of a new run (docs/protocol.md). `cap`: the budget as given; `asked`: the user's options; `keep`: for a resume."""
+    """What a kernel says of a new run (docs/protocol.md). `cap`: the budget as given; `asked`: the user's options; `keep`: for a resume.
+
+    `share`: user, weight and priority among the hub's runs.
+    """
 
     name: str
     where: str
@@ -35,6 +39,7 @@ class Start:
     asked: dict[str, Any] = field(default_factory=dict)
     keep: bool = True
     ticket: str = ""
+    share: dict[str, Any] = field(default_factory=dict)
 
     def continuing(self, past: Past) -> Start:
         """With what isn't given as the run of then had it."""
@@ -48,6 +53,7 @@ class Start:
             passes=past.asked.get("passes") if self.passes is None else self.passes,
             workers=options.get("workers") if self.workers is None else self.workers,
             asked=options,
+            share={**past.asked.get("share", {}), **{name: value for name, value in self.share.items() if value is not None}},
         )
 
 
@@ -86,6 +92,7 @@ async def resume(hub: Coordinator, said: Start, wanted: str) -> dict[str, Any]:
 async def _open(hub: Coordinator, said: Start, cap_dpn: Amount | None, past: Past | None) -> Run:
     run_id = await hub.in_books(hub.new_run_id)
     zero = Amount(0, DPN)
+    claim = claim_of(said.share)
     now, now_s = hub.clock.now(), hub.clock.monotonic()
     run = Run(
         run_id=run_id,
@@ -105,6 +112,7 @@ async def _open(hub: Coordinator, said: Start, cap_dpn: Amount | None, past: Pas
         most_workers=said.workers,
         keeps=said.keep,
         ticket=said.ticket,
+        claim=claim,
     )
     run.meter.start(0.0)
     if past is not None:
@@ -116,7 +124,7 @@ async def _open(hub: Coordinator, said: Start, cap_dpn: Amount | None, past: Pas
                 run_id, name=run.name, where=run.where, source=run.source, strategy=run.strategy, backend=run.backend,
                 budget=None if run.cap is None else run.cap.to_dict(), at=now,
             )  # fmt: skip
-            asked = {"options": said.asked, "passes": said.passes, "workers": said.workers, "ticket": said.ticket}
+            asked = {"options": said.asked, "passes": said.passes, "workers": said.workers, "ticket": said.ticket, "share": asdict(claim)}
             resumable.add_run(connection, run_id, source=run.source, asked=asked, continues=run.continues, kept=said.keep)
         try:
             hub.ledger.open_run(run_id, None if cap_dpn is None else cap_dpn.units)

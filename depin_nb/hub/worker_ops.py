@@ -34,7 +34,13 @@ MAX_BROUGHT = 64  # leases that a worker may bring back
 MAX_LOG_BYTES = 64 << 20
 MAX_WAIT_S = 60.0
 EXITS = ("", "break", "return", "error")
-UNABLE = ("DatasetDiffers", "MissingPackage", "WithheldError", "ShipError")  # why a program can't be run at all, in a worker's own words
+UNABLE = (
+    "DatasetDiffers",
+    "MissingPackage",
+    "WithheldError",
+    "ShipError",
+    "OutOfMemory",
+)  # why a program can't be run at all, in a worker's own words
 LATE = "this lease is no longer yours"
 NOT_YET = "its run waits for its notebook"
 
@@ -357,7 +363,10 @@ class WorkerOps:
         reason = error.message
         if record.state is LeaseState.SUBMITTED:
             member = record.member
-            member.refuse(run.run_id)
+            if error.fields.get("kind") == "OutOfMemory":
+                member.too_small(run.run_id)
+            else:
+                member.refuse(run.run_id)
             run.say("rejected", self._hub.clock.now(), f"A report of {member.worker_id} was refused: {reason}", worker=member.worker_id)
             self._hub.last_rejection[run.run_id] = error
             self._hub.taking.withdraw(run, entry, record, Trigger.REJECT, reason)
@@ -373,6 +382,7 @@ class WorkerOps:
         record.report = Report(report.lease_id, report.done, report.logs, b"", report.left, report.exit, report.losses, report.seconds)
         record.change = change
         record.go(Trigger.ACCEPT)
+        hub.giving.returned(record)
         member.held.pop(record.lease.lease_id, None)
         member.seen_s = hub.clock.monotonic()
         known = record.pace.overhead_s is not None and report.done == len(record.lease.units)

@@ -11,6 +11,7 @@ from depin_nb.core.errors import UsageError
 
 BACKENDS = ("local", "depin")
 STRATEGIES = ("auto", "sync", "local", "sparse")
+PRIORITIES = ("high", "normal", "low")
 DATA = ("auto", "whole", "samples", "worker")
 RUN = "RUN"
 RUN_ACTIONS = ("check", "checkpoints", "export", "import")
@@ -85,14 +86,27 @@ def at_least(least: int) -> Callable[[str], int]:
     return read
 
 
-def share(text: str) -> float:
-    """A reader of shares: above 0, at most 1. Raises UsageError."""
+def fraction(text: str) -> float:
+    """A reader of shares of a whole: above 0, at most 1. Raises UsageError."""
+    value = _number(text)
+    if not 0 < value <= 1:
+        raise UsageError(f"{text!r} is not a share", hint="It is above 0 and at most 1, such as 0.5.")
+    return value
+
+
+def weight(text: str) -> float:
+    """A reader of weights. Raises UsageError."""
+    value = _number(text)
+    if not 0.01 <= value <= 100:
+        raise UsageError(f"{text!r} is not a weight", hint="It is a number from 0.01 to 100; 1 is usual.")
+    return value
+
+
+def _number(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value <= 1:
-        raise UsageError(f"{text!r} is not a share", hint="It is above 0 and at most 1, such as 0.5.")
     return value
 
 
@@ -108,6 +122,8 @@ _BACKEND = Argument("--backend", "which kind of worker", choices=BACKENDS)
 _WORKERS = Argument("--workers", "how many workers", "N", kind=at_least(1))
 _BUDGET = Argument("--budget", "the most that a run may spend, such as $0.10", "$X", kind=amount)
 _RUN = Argument("run", "a run's id; without it, the run that is going on", RUN)
+_WEIGHT = Argument("--weight", "its part in devices that several runs want, beside runs of weight 1", "W", kind=weight)
+_PRIORITY = Argument("--priority", "high goes before normal before low, which keeps a tenth of the devices' time", choices=PRIORITIES)
 _NEWEST = Argument("run", "a run's id; without it, the newest", RUN)
 
 COMMANDS = (
@@ -149,6 +165,7 @@ COMMANDS = (
     Command("pause", "pause a run: the workers finish what they have and get nothing new", (_RUN,)),
     Command("resume", "let a paused run go on", (_RUN,)),
     Command("stop", "end a run; the model keeps the weights of the last merge", (_RUN,)),
+    Command("share", "change a run's part in the devices while it goes on", (_RUN, _WEIGHT, _PRIORITY)),
     Command("debug", "open the debugger at the newest failure: its iterations run again here, on copies"),
     Command(
         "train",
@@ -182,7 +199,7 @@ COMMANDS = (
                 "with --strategy local or sparse: share of a round with which a merge goes ahead without silent and late workers"
                 " (default 0.5; 1 waits for all)",
                 "Q",
-                kind=share,
+                kind=fraction,
             ),
             Argument(
                 "--data",
@@ -190,6 +207,8 @@ COMMANDS = (
                 choices=DATA,
                 default="auto",
             ),
+            _WEIGHT,
+            _PRIORITY,
             Argument("--send", "names that may travel although they look like secrets", "NAME[,NAME]", kind=names, default=()),
             Argument(
                 "--detach",

@@ -191,6 +191,12 @@ class DepinMagics(Magics):
     def _stop(self, args: Namespace) -> None:
         self._control(args)
 
+    def _share(self, args: Namespace) -> None:
+        if args.weight is None and args.priority is None:
+            raise UsageError("a share is a weight, a priority or both", hint="Such as `%depin share --weight 2`.")
+        status = _session().control(args.run, "share", {"weight": args.weight, "priority": args.priority})
+        print(f"{status.run_id}: weight {status.weight:g}, {status.priority}")
+
     def _debug(self, _args: Namespace) -> None:
         from .debugging import post_mortem
 
@@ -216,6 +222,8 @@ class DepinMagics(Magics):
             send=args.send,
             data=args.data,
             quorum=args.quorum,
+            weight=args.weight,
+            priority=args.priority,
         )
         _together(args)
         if args.detach:

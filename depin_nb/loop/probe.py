@@ -18,6 +18,7 @@ from .halves.failures import rebuilt
 from .halves.record import Outcome, WorkerHalf, compile_body
 from .halves.replay import Replayer
 from .paths import write
+from .peak import PeakMemory
 from .ship.beside import stays
 from .ship.capture import Shipment
 from .ship.compiled import uncompiled
@@ -57,7 +58,8 @@ def probe(shipment: Shipment, state: State, unit: Unit, strategy: StrategyConfig
     half.load(state)
     counter = FlopCounterMode(display=False)
     counter.mod_tracker = _NoModules()  # type: ignore[assignment]  # its hooks break torch.autograd.grad inside a loop
-    with counter:
+    peak = PeakMemory()
+    with counter, peak:
         outcome = half.run(lease, spec)
     _refuse_ours(outcome)
     first = half.roots.beside()
@@ -66,10 +68,12 @@ def probe(shipment: Shipment, state: State, unit: Unit, strategy: StrategyConfig
     if outcome.exit == "error":
         after = half.state() if strategy.solo else None
         return Probe(0, outcome.seconds, 0, losses, failed=log, left=outcome.left, after=after)
+    trained = half.state().nbytes()  # with what the optimizer made
     _rehearse(shipment, half, log, unit, namespace, outcome.exit)
     half.load(state)
     seconds = half.run(lease, spec).seconds if not outcome.exit else outcome.seconds
-    memory = 4 * state.nbytes() + sum(map(len, shipment.blobs.values()))
+    # a worker holds the base version, the objects and the change's state, and what the iteration itself allocates
+    memory = 3 * max(state.nbytes(), trained) + sum(map(len, shipment.blobs.values())) + peak.peak_bytes
     keeps = tuple(half.roots.kept_beside(first)) if not outcome.exit else ()
     said = stays(half.roots.marks) if half.roots.marks is not None else ()
     return Probe(counter.get_total_flops(), max(seconds, 1e-6), memory, losses, keeps=keeps, unit_bytes=len(unit.data), caveats=said)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ..core.errors import BudgetExhausted, DepinError, HubDied, HubError, NoWorkers
+from ..core.errors import BudgetExhausted, DepinError, HubDied, HubError, NoWorkers, OutOfMemory
 from ..core.lease import EntrySpec, StrategyConfig, Unit
 from ..core.state import State
 from ..core.status import Status
@@ -98,6 +98,7 @@ class Lessor:
             source=self.source,
             workers=self.options.workers,
             asked=self.options.asked(),
+            share=self.options.share(),
             resume=run,
             ticket=self._ticket,
         )
@@ -132,6 +133,7 @@ class Lessor:
     def planned(self, entering: Entering, strategy: StrategyConfig, shipment: Shipment, probe: Probe, state: State) -> None:
         self.plan = None
         if probe.failed is None:
+            self._leave_out_small(probe.memory_bytes)
             strategy = self._suited(strategy, probe.seconds, state)
             said = caveats(entering, strategy, shipment, self.workers, self._fitness)
             self.plan = make_plan(
@@ -144,6 +146,16 @@ class Lessor:
         if self.run_id is None and probe.failed is None:
             assert self.plan is not None
             self._start(entering, self.plan)
+
+    def _leave_out_small(self, memory_bytes: int) -> None:
+        """The hub gives no lease to a worker in whose memory it doesn't fit. Raises OutOfMemory when none is left."""
+        small = self.client.call("needs", packages={}, memory_bytes=memory_bytes).get("small", {})
+        self._fitness = replace(self._fitness, small=small, memory_bytes=memory_bytes)
+        able = [d for d in self.workers if d.worker_id not in small]
+        if self.workers and not able:
+            said = "; ".join(self._fitness.too_small())
+            raise OutOfMemory(f"no worker has the memory for this loop: {said}", needed=memory_bytes, workers=sorted(small))
+        self.workers = able
 
     def _start(self, entering: Entering, plan: Plan) -> None:
         if not self.workers:
@@ -165,6 +177,7 @@ class Lessor:
             notices=plan.notices(),
             asked=self.options.asked(),
             ticket=self._ticket,
+            share=self.options.share(),
         )
         self.run_id = answer["run_id"]
 
@@ -280,6 +293,8 @@ class Lessor:
             s = self.status
             assert s is not None
             spent, cap = s.spent.amount, s.budget
+            if answer["error"]:  # not the run's own budget: its user's
+                return typed(answer["error"])
             return BudgetExhausted(
                 f"the next lease would overspend the budget of {cap}: {spent} is spent", run_id=s.run_id, spent=spent, budget=cap
             )

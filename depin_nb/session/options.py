@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from ..core import config
 from ..core.amount import Amount
 
-_OWN = ("budget", "name", "resume")  # of one run alone
+_OWN = ("budget", "name", "resume", "weight", "priority")  # of one run alone, or kept by the hub itself
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class TrainOptions:
     None: chosen.
     `data`: how datasets travel: auto, whole, samples (of each lease) or worker (built there from its own files).
     `send`: names that travel to workers although they look like secrets. `resume`: the run that is continued ("": the newest one of the
-    same cell); what isn't given is as it was there.
+    same cell); what isn't given is as it was there. `weight`, `priority` (high, normal, low): its part in devices that several runs want.
     """
 
     strategy: str = "auto"
@@ -31,6 +32,13 @@ class TrainOptions:
     send: tuple[str, ...] = ()
     data: str = "auto"
     quorum: float | None = None
+    weight: float | None = None
+    priority: str | None = None
+
+    def share(self) -> dict[str, Any]:
+        """Whose run it is, and what was given of its part in the devices: as `depin_run_start` takes it."""
+        given = {"weight": self.weight, "priority": self.priority}
+        return {"user": config.user(), **{name: value for name, value in given.items() if value is not None}}
 
     def asked(self) -> dict[str, Any]:
         """What was given of that which a resumed run keeps, as plain data."""

@@ -27,15 +27,21 @@ ASSUMED_ITERATIONS = 100  # for the estimate, where the loop's length isn't know
 @dataclass(frozen=True)
 class Fitness:
     """What the hub says of its workers and a program, by worker: packages that they lack, that they have in other versions, and
-    which of them can't compile."""
+    which of them can't compile, or have too little memory."""
 
     lacks: dict[str, list[str]] = field(default_factory=dict)
     other: dict[str, list[str]] = field(default_factory=dict)
     uncompiled: tuple[str, ...] = ()
+    small: dict[str, int] = field(default_factory=dict)  # bytes of memory that they have
+    memory_bytes: int = 0  # that an iteration needs
 
     def sentences(self) -> tuple[str, ...]:
         """`phone-2 lacks tokenizers`, one for each worker that is left out."""
-        return tuple(f"{worker} lacks {', '.join(names)}" for worker, names in sorted(self.lacks.items()))
+        return (*(f"{worker} lacks {', '.join(names)}" for worker, names in sorted(self.lacks.items())), *self.too_small())
+
+    def too_small(self) -> tuple[str, ...]:
+        """`phone-2 has 4 GB and the loop needs 6 GB`."""
+        return tuple(f"{worker} has {size(own)} and the loop needs {size(self.memory_bytes)}" for worker, own in sorted(self.small.items()))
 
     def caveats(self, workers: Sequence[str], compiled: Sequence[str]) -> list[str]:
         """What differs on workers that take part."""

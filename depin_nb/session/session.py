@@ -87,7 +87,10 @@ class Session:
         return [Status.from_dict(s) for s in self.hub.call("status")["runs"]]
 
     def control(self, run_id: str | None, action: str, value: Any = None) -> Status:
-        """pause, resume, stop, or a new budget (an Amount or text). Without a run id: the run that is going on."""
+        """pause, resume, stop, a new budget (an Amount or text), or share (`{"weight": .., "priority": ..}`).
+
+        Without a run id: the run that is going on.
+        """
         if run_id is None:
             active = [s for s in self.statuses() if not s.ended]
             if not active:
@@ -112,6 +115,8 @@ class Session:
         send: tuple[str, ...] = (),
         data: str = "auto",
         quorum: float | None = None,
+        weight: float | None = None,
+        priority: str | None = None,
         background: bool = False,
         on_status: Callable[[Status], None] = lambda status: None,
     ) -> Run:
@@ -121,13 +126,27 @@ class Session:
         travel to workers although they look like secrets. `resume`: a run of the same function that was cut short ("": the newest): what
         it did is replayed, without being computed or paid again, and training goes on from there. `quorum`: with `local` and `sparse`, the
         share of a round's samples with which a merge may go ahead without silent and late workers (1: it waits for all).
+        `weight` (1 is usual) and `priority` (high, normal, low): its part in devices that several runs want, see docs/shares.md.
         Raises what the loop raises, RefusedLoop for one that can't be leased, BudgetExhausted, NoWorkers, HubDied, ResumeError.
 
         `background`: returns at once; the function goes on in a process beside the hub, on copies of the objects that it uses, and
         `run.bind()` brings back into them what it left; what it returned is then `run.result`. See `detached`.
         """
         cap = parse(budget) if isinstance(budget, str) else budget
-        options = TrainOptions(strategy, cap, name, workers, inner_steps, bits, resume, send=tuple(send), data=data, quorum=quorum)
+        options = TrainOptions(
+            strategy,
+            cap,
+            name,
+            workers,
+            inner_steps,
+            bits,
+            resume,
+            send=tuple(send),
+            data=data,
+            quorum=quorum,
+            weight=weight,
+            priority=priority,
+        )
         cell = LeasedFunction(function)
         if background:
             return detach_function(self, cell, options)

@@ -97,6 +97,7 @@ class Single:
             passes=1,
             workers=lessor.options.workers,
             keep=False,
+            share=lessor.options.share(),
             notices=[*shipment.caveats, *stays, f"paid by time, at most {self.limit_s:g} s; its FLOPs are not known"],
         )
         lessor.run_id = answer["run_id"]

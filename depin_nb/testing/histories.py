@@ -37,7 +37,7 @@ HUB_POINTS = (
     "job", "job done", "journal: begins", "journal: writes", "journal: written", "file: written", "file: named", "ledger", "change: kept",
 )  # fmt: skip
 DISK_POINTS = ("journal: begins", "journal: writes", "file: written", "change: kept")
-NOTEBOOK_KINDS = ("pause", "halt", "budget", "die", "interrupt", "cut")
+NOTEBOOK_KINDS = ("pause", "halt", "budget", "die", "interrupt", "cut", "share")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ class DevicePlan:
 class NotebookPlan:
     """A user's cell: `entries` passes over a loop of `total` iterations of `unit_s`. `leaves_at`: iteration of its last pass that leaves
     the loop. `budget`: in percent of what all work costs, None = none. `resumes`: whether it goes on after its hub or kernel died.
-    `reconnects`: whether the same cell goes on at the next hub."""
+    `reconnects`: whether the same cell goes on at the next hub.
+    `weight`, `priority`: its share."""
 
     name: str
     strategy: str
@@ -90,6 +91,8 @@ class NotebookPlan:
     resumes: bool
     batch: int
     reconnects: bool = True
+    weight: float = 1.0
+    priority: str = "normal"
 
 
 @dataclass(frozen=True)
@@ -119,9 +122,10 @@ class History:
             money = "" if n.budget is None else f", budget {n.budget} %"
             length = n.total if n.known else f"{n.total} (not told)"
             again = ", reconnects" * n.reconnects + ("" if n.resumes else ", gives up")
+            share = "" if (n.weight, n.priority) == (1.0, "normal") else f", weight {n.weight:g}, {n.priority}"
             lines.append(
                 f"  {n.name}: {n.strategy}, {n.entries} x {length} iterations of {n.unit_s:g} s, {n.batch} ahead,"
-                f" starts at {n.starts_s:g} s{left}{money}{again}"
+                f" starts at {n.starts_s:g} s{left}{money}{again}{share}"
             )
         lines += [f"  [{i}] {f}" for i, f in zip(self.kept, self.faults, strict=True)]
         return "\n".join(lines)
@@ -149,6 +153,7 @@ def history(seed: int) -> History:
     notebooks = tuple(_notebook(rng, f"n{i + 1}") for i in range(rng.choice((1, 1, 1, 1, 2))))
     back = random.Random(f"depin-nb reconnects {seed}")
     notebooks = tuple(replace(n, reconnects=back.random() < 0.8) for n in notebooks)
+    notebooks = _shared(random.Random(f"depin-nb shares {seed}"), notebooks)
     faults = tuple(_fault(rng, devices, notebooks) for _ in range(rng.choice((1, 2, 2, 3, 4, 6, 9))))
     ends = rng.choice(("closed", "closed", "killed"))
     part_bytes, one_machine = rng.choice((0, 0, 300, 700)), rng.random() < 0.5
@@ -176,6 +181,17 @@ def _notebook(rng: random.Random, name: str) -> NotebookPlan:
         budget=rng.choice((None, None, 400, 150, 60)),
         resumes=rng.random() < 0.8,
         batch=rng.choice((1, 4, 100, 100)),
+    )
+
+
+def _shared(rng: random.Random, notebooks: tuple[NotebookPlan, ...]) -> tuple[NotebookPlan, ...]:
+    """Shares, drawn apart so that the rest of a history stays what it was; now and then one or two notebooks more than were drawn."""
+    if rng.random() < 0.2:
+        notebooks += tuple(_notebook(rng, f"n{len(notebooks) + i + 1}") for i in range(rng.choice((1, 2))))
+    if len(notebooks) < 2:
+        return notebooks
+    return tuple(
+        replace(n, weight=rng.choice((0.5, 1.0, 1.0, 3.0)), priority=rng.choice(("high", "normal", "normal", "low"))) for n in notebooks
     )
 
 

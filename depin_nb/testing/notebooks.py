@@ -222,6 +222,7 @@ class Notebook:
             budget=None if resume is not None else budget,
             backend="depin",
             source=self.source,
+            share={"user": plan.name, "weight": plan.weight, "priority": plan.priority},
             resume=resume,
             ticket=f"{plan.name} {len(self.runs)}",
         )
@@ -291,6 +292,8 @@ class Notebook:
                 await self.ask("control", run=self.run_id, action="stop")
             elif fault.kind == "budget":
                 await self.ask("control", run=self.run_id, action="budget", value="$2.00")
+            elif fault.kind == "share":
+                await self.ask("control", run=self.run_id, action="share", value={"weight": 4.0, "priority": "high"})
             elif fault.kind == "interrupt":
                 await self.ask("entry_close", run=self.run_id, entry=entry, reason="interrupt")
                 await self._finish("interrupted")

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import platform
+from contextlib import suppress
 from importlib.metadata import distributions, version
+from pathlib import Path
 from typing import Any
+
+import psutil
 
 from ..backends.base import DeviceProfile
 from ..core.packages import MAX_PACKAGES
 
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 MIN_WAIT_S = 0.001  # shorter waits are saved up: the system's timer isn't finer
 
 
@@ -22,7 +27,7 @@ def facts(name: str, profile: DeviceProfile, backend: str) -> dict[str, Any]:
         "simulated": profile.simulated,
         "speed": profile.speed,
         "cores": os.cpu_count() or 1,
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": _memory_bytes(profile),
         "machine": platform.machine(),
         "system": platform.system(),
         "python": platform.python_version(),
@@ -45,11 +50,14 @@ def _compiles() -> bool:
     return can_compile()
 
 
-def _memory_bytes() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):  # not every system tells; 0 = not known
-        return 0
+def _memory_bytes(profile: DeviceProfile) -> int:
+    """What leases may take here: what is free, within a container's limit and the profile's (a simulated device has less)."""
+    bounds = [psutil.virtual_memory().available]
+    with suppress(OSError, ValueError):  # "max": no limit; no such file: no cgroup v2
+        bounds.append(int(CGROUP_LIMIT.read_text()))
+    if profile.memory_gb:
+        bounds.append(int(profile.memory_gb * 1e9))
+    return min(bounds)
 
 
 class Pacer:

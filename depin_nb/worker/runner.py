@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..core.errors import DepinError, HubError
-from ..core.lease import EntrySpec, Lease, Report
+from ..core.errors import DepinError, HubError, OutOfMemory
+from ..core.lease import SOLO_SEATS, EntrySpec, Lease, Report
+from ..core.memory import out_of_memory
 from ..core.state import INNER, STEP, State
 from .blobs import BlobCache
 from .device import Pacer
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
     from ..loop.halves.record import Outcome
 
-MAX_SEATS = 2  # runs that take turns on this worker without opening their programs again
+MAX_SEATS = 2  # runs, spread over several workers, that take turns here without opening their programs again
+MAX_UNSEATED = 1000  # solo entries remembered that lost their seat
 
 Ask = Callable[..., Any]  # (op, go, **request) -> answer; see HubLink.ask
 
@@ -111,6 +113,7 @@ class LeaseRunner:
         self._incoming = incoming or Incoming(ask, Cache())
         self._versions = Versions()
         self._seats: OrderedDict[tuple[str, int], Seat] = OrderedDict()
+        self._unseated: OrderedDict[tuple[str, int], None] = OrderedDict()  # solo entries that can't go on here
         self._lock = threading.Lock()  # of what seats keep
 
     def run(self, lease: Lease, go: Go) -> Finished | None:
@@ -224,13 +227,14 @@ class LeaseRunner:
     def _seat(self, lease: Lease, go: Go) -> Seat:
         key = (lease.run_id, lease.entry_id)
         seat = self._seats.get(key)
+        if key in self._unseated:
+            raise HubError(f"{lease.run_id}'s objects had to make room on this worker")
         if seat is None:
             before = self._seats.get((lease.run_id, lease.entry_id - 1))
             own = State() if before is None else before.inner
             answer = self._ask("depin_entry", go, run=lease.run_id, entry=lease.entry_id, own=bool(own.tensors))
             seat = self._seats[key] = Seat(EntrySpec.from_dict(answer["spec"]), inner=_inner(answer, own))
-            while len(self._seats) > MAX_SEATS:
-                self._seats.popitem(last=False)
+            self._make_room(key, seat.spec)
         self._seats.move_to_end(key)
         if seat.half is None:
 
@@ -240,6 +244,19 @@ class LeaseRunner:
             program = blob(seat.spec.program)
             seat.half = self._whole(program, blob, lease, go) if seat.spec.limit_s else self._opener(program, blob)
         return seat
+
+    def _make_room(self, new: tuple[str, int], spec: EntrySpec) -> None:
+        """Entries that are over, and beyond that those whose turn is the longest ago, lose their seats: solo ones, and the others."""
+        solo = spec.strategy.solo
+        for key in [k for k in self._seats if solo and k[0] == new[0] and k[1] < new[1]]:
+            del self._seats[key]
+        alike = [k for k, seat in self._seats.items() if seat.spec.strategy.solo == solo]
+        for key in alike[: max(0, len(alike) - (2 * SOLO_SEATS if solo else MAX_SEATS))]:
+            del self._seats[key]
+            if solo:
+                self._unseated[key] = None
+        while len(self._unseated) > MAX_UNSEATED:
+            self._unseated.popitem(last=False)
 
     def _whole(self, program: bytes, blob: Callable[[str], bytes], lease: Lease, go: Go) -> Half:
         """A whole cell: what it says goes to the hub as it comes."""
@@ -313,4 +330,6 @@ def failure(lease: Lease, error: BaseException) -> Report:
     """The report of a lease that could not be run at all: nothing done, the reason in `extra`; the hub gives it to another worker."""
     text = error.message if isinstance(error, DepinError) else f"{type(error).__name__}: {error}"
     kind = type(error).__name__ if isinstance(error, DepinError) else HubError.__name__
+    if out_of_memory(error):
+        kind = OutOfMemory.__name__
     return Report(lease_id=lease.lease_id, done=0, logs=(), change=b"", extra={"failed": text[:2000], "type": kind})

@@ -14,6 +14,7 @@ from depin_nb.core.lease import EntrySpec, Lease, Report, Unit
 from depin_nb.hub.leases.members import Member
 from depin_nb.hub.leases.output import Output
 from depin_nb.hub.leases.rounds import Pace
+from depin_nb.hub.leases.shares import Charge
 from depin_nb.hub.wake import Signal
 from depin_nb.training.lifecycle import LeaseState, Trigger, advance
 
@@ -48,6 +49,7 @@ class LeaseRecord:
     twin: LeaseRecord | None = None
     spare: bool = False
     took_s: float = 0.0  # from beginning to report, by the hub's clock
+    charge: Charge | None = None  # what its run's share was charged with
 
     def at(self, state: LeaseState) -> bool:
         return self.state is state

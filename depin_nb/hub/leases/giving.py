@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from depin_nb.core.amount import Amount
-from depin_nb.core.lease import Lease, Unit
+from depin_nb.core.lease import SOLO_SEATS, Lease, Unit
+from depin_nb.hub.answers import error_of
 from depin_nb.hub.leases.entry import Entry, LeaseRecord, Round
 from depin_nb.hub.leases.gang import GangCall
 from depin_nb.hub.leases.members import Member
@@ -17,13 +20,13 @@ from depin_nb.hub.leases.rounds import (
     PATIENCE_MIN_S,
     Pace,
     ahead,
-    fair_share,
     fastest,
     lease_steps,
     round_units,
     solo_length,
     worth_doubling,
 )
+from depin_nb.hub.leases.shares import Shares, fractions, portions
 from depin_nb.hub.run import Run
 from depin_nb.metering.bytime import flops_of_time
 from depin_nb.metering.meter import lease_cost
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from depin_nb.hub.coordinator import Coordinator
 
 LOOK_S = 0.2  # what all idle members could do again is looked at so often; what a newly idle one could, at once
+KEPT_S = 10.0  # so long idle members are kept for a run that needs several at once; then it goes with those that there are
 MUSTER_S = 1.0  # a member that spoke so recently is on its way back for its next lease: a round waits for it
 SOLO_PIPELINE = 4  # rounds of a solo entry at once: one merging, one handed in, one at work, one ahead
 
@@ -43,27 +47,71 @@ class Giving:
 
     def __init__(self, hub: Coordinator) -> None:
         self._hub = hub
-        self._turn = 0
+        self._shares = Shares()
+        self._kept: dict[str, str] = {}  # member -> the run that it is kept for, as of this dispatch
+        self._mustering: dict[str, float] = {}  # run -> since when members are kept for it
         self._able: dict[str, tuple[tuple[Any, ...], dict[str, Member]]] = {}  # by run: what its members follow from, and they
 
     def dispatch(self) -> None:
-        """Gives every lease that can be given now. Runs take turns, so that several share the workers."""
-        self._turn += 1
-        if not self._hub.members.parked:
+        """Gives every lease that can be given now, in the order of the runs' shares."""
+        members = self._hub.members
+        if not members.parked:
             return
-        wanting = [r for r in self._hub.runs.values() if r.leasing and r.entry is not None]
-        for i in range(len(wanting)):
-            run = wanting[(i + self._turn) % len(wanting)]
-            assert run.entry is not None
-            serve = {"solo": self._serve_solo, "local": self._serve_local, "gang": self._serve_gang}[run.entry.held]
-            serve(run, run.entry)
-        self._hub.members.looked()
+        wanting = self._wanting()
+        self._shares.set({run.run_id: run.claim for run in wanting.values()})
+        self._kept = {}
+        left = set(wanting)
+        while left and members.parked:
+            run_id = self._shares.next(left)
+            run, entry = wanting[run_id], wanting[run_id].entry
+            assert entry is not None
+            before = entry.leases
+            if not self._musters(run, entry, len(wanting)):
+                {"solo": self._serve_solo, "local": self._serve_local, "gang": self._serve_gang}[entry.held](run, entry)
+            if entry.leases == before:
+                left.discard(run_id)
+            else:
+                self._mustering.pop(run_id, None)
+        members.looked()
+
+    def _wanting(self) -> dict[str, Run]:
+        return {r.run_id: r for r in self._hub.runs.values() if r.leasing and r.entry is not None}
+
+    def _portion(self, run: Run) -> float:
+        """How many members the run is due beside the other runs that want some."""
+        wanting = {**self._wanting(), run.run_id: run}
+        due = fractions({run_id: r.claim for run_id, r in wanting.items()})
+        most = {run_id: r.most_workers or math.inf for run_id, r in wanting.items()}
+        most |= {run_id: 1 for run_id, r in wanting.items() if r.entry is not None and r.entry.held == "solo"}
+        return portions(due, most, len(self._allowed(run)))[run.run_id]
 
     def _share(self, run: Run) -> int:
         """The most members that a round of this run may have, with the other runs that want some."""
-        held = [r.entry.held for r in self._hub.runs.values() if r.leasing and r.entry is not None and r is not run]
-        solo = held.count("solo")
-        return fair_share(len(self._allowed(run)), solo, 1 + len(held) - solo)
+        return max(1, math.ceil(round(self._portion(run), 6)))
+
+    def _musters(self, run: Run, entry: Entry, runs: int) -> bool:
+        """Whether the run, whose turn it is, waits for more members before it opens a round: those that are idle are kept for it.
+
+        Else runs that need one member at a time would take each as it gets free, and a gang would never meet.
+        """
+        if runs < 2 or entry.held == "solo" or entry.busy:
+            return False
+        wanted = max(1, math.floor(round(self._portion(run), 6)))
+        idle = self._idle(run, self._hub.members.parked)
+        if len(idle) >= wanted or not self._may_open(entry, wanted if entry.held == "gang" else 1):
+            return False
+        now = self._hub.clock.monotonic()
+        if now - self._mustering.setdefault(run.run_id, now) > KEPT_S:
+            return False
+        self._kept.update((m.address, run.run_id) for m in idle)
+        return True
+
+    def returned(self, record: LeaseRecord) -> None:
+        """A lease isn't out any more: its run's share is charged with what it took."""
+        if record.charge is not None:
+            began_s = self._hub.clock.monotonic() if record.begun_s is None else record.begun_s
+            self._shares.ended(record.charge, self._hub.clock.monotonic() - began_s)
+            record.charge = None
 
     def members(self, run: Run) -> list[Member]:
         """The members that the run may use: those on this machine only for a `local` run, which counts on fast links."""
@@ -82,19 +130,22 @@ class Giving:
     def _found(self, run: Run) -> list[Member]:
         here = [m for m in self._hub.members.values() if run.backend != "local" or m.backend == "local"]
         needed = run.entry.spec.packages if run.entry is not None else {}
-        able = [m for m in here if not m.barred(run.run_id) and not m.lacks(needed)]
+        memory_bytes = run.entry.spec.memory_bytes if run.entry is not None else 0
+        able = [m for m in here if not m.barred(run.run_id) and not m.lacks(needed) and m.fits(memory_bytes)]
         # those that have worked for it stay; among the others who came first
         return sorted(able, key=lambda m: m.worker_id not in run.tallies)[: run.most_workers]
 
     def _idle(self, run: Run, among: Mapping[str, Member]) -> list[Member]:
         """Those of the run's members that have nothing in hand and wait for a lease, in the order in which they came."""
-        allowed = self._allowed(run)
-        return [m for m in among.values() if m.free and m.parked is not None and m.address in allowed]
+        allowed, kept = self._allowed(run), self._kept
+        free = [m for m in among.values() if m.free and m.parked is not None and m.address in allowed]
+        return [m for m in free if kept.get(m.address, run.run_id) == run.run_id] if kept else free
 
     def _muster(self, run: Run) -> list[Member]:
-        """The free members that wait for a lease; nobody while one of the free is on its way back."""
+        """The free members that wait for a lease; nobody while one of the free is on its way back, if no other run would use the time."""
         now = self._hub.clock.monotonic()
-        if any(m.parked is None and m.free and now - m.seen_s < MUSTER_S for m in self._allowed(run).values()):
+        alone = len(self._wanting()) < 2
+        if alone and any(m.parked is None and m.free and now - m.seen_s < MUSTER_S for m in self._allowed(run).values()):
             return []
         return sorted(self._idle(run, self._hub.members.parked), key=lambda m: m.worker_id)[: self._share(run)]
 
@@ -133,12 +184,22 @@ class Giving:
     def _solo_member(self, run: Run, entry: Entry) -> Member | None:
         """Who gets the next solo lease. The entry's own worker gets one ahead, unless another run may want it meanwhile."""
         if entry.solo_worker:
-            alone = all(r is run or not r.leasing for r in self._hub.runs.values())
-            mine = [m for m in self.members(run) if m.worker_id == entry.solo_worker and m.room and (m.free or alone)]
-            return mine[0] if mine else None
-        mustered = self._muster(run)
-        best = fastest(self._rates(run, entry, mustered)) if mustered else ""
-        return next((m for name in (run.solo_worker, best) for m in mustered if m.worker_id == name), None)
+            alone = len(self._wanting()) < 2
+            mine = [m for m in self._allowed(run).values() if m.worker_id == entry.solo_worker and m.room and (m.free or alone)]
+            return next((m for m in mine if self._kept.get(m.address, run.run_id) == run.run_id), None)
+        living = self._living()
+        mustered = [m for m in self._muster(run) if living[m.worker_id] < SOLO_SEATS]
+        if not mustered:
+            return None
+        rates = self._rates(run, entry, mustered)
+        least = min(living[m.worker_id] for m in mustered)
+        at_least = [m for m in mustered if living[m.worker_id] == least]
+        best = fastest({m.worker_id: rates[m.worker_id] for m in at_least})
+        return next(m for name in (run.solo_worker, best) for m in at_least if m.worker_id == name)
+
+    def _living(self) -> Counter[str]:
+        """How many solo entries have their objects on each worker, by worker id: they can't go on anywhere else."""
+        return Counter(r.entry.solo_worker for r in self._hub.runs.values() if r.entry is not None and r.entry.solo_worker)
 
     def _serve_local(self, run: Run, entry: Entry) -> None:
         if any(r.merging for r in entry.rounds):
@@ -224,7 +285,7 @@ class Giving:
             if not late:
                 continue
             slowest = max(late, key=lambda r: (r.member.silent(now), (r.begun_s or 0.0) + r.pace.expected_s))
-            if not run.budget.allows(self.worst(entry, member, len(slowest.lease.units))):
+            if not self._hub.purses.allows(run, self.worst(entry, member, len(slowest.lease.units))):
                 return
             out.remove(slowest)
             record = self._lend(run, entry, rnd, member, slowest.lease.units)
@@ -267,7 +328,7 @@ class Giving:
             return
         units = [entry.unit_of(i) for i in span[: sum(len(p.units) for p in parts)]]
         costs = [self.worst(entry, m, len(p.units)) for m, p in zip(members, parts, strict=False)]
-        if not run.budget.allows(sum(costs[1:], costs[0])):
+        if not self._hub.purses.allows(run, sum(costs[1:], costs[0])):
             self._out_of_budget(run, entry)
             return
         size = len(parts)
@@ -296,7 +357,7 @@ class Giving:
     def _lend_contiguous(self, run: Run, entry: Entry, rnd: Round, member: Member, count: int, among: set[int] | None = None) -> bool:
         """Lends up to `count` units, fewer where only fewer fit the budget. False, and the entry halts, when not even one does."""
         indices = entry.peek(count, contiguous=True, among=among)
-        while indices and not run.budget.allows(self.worst(entry, member, len(indices))):
+        while indices and not self._hub.purses.allows(run, self.worst(entry, member, len(indices))):
             indices = indices[: len(indices) // 2]
             if not indices:
                 self._out_of_budget(run, entry)
@@ -335,7 +396,7 @@ class Giving:
             base_iteration=entry.spec.first + len(entry.merged),
         )
         cost = self.worst(entry, member, len(units))
-        run.budget = run.budget.reserve(cost)
+        run.budget = self._hub.purses.reserve(run, cost)
         pace = self.pace(run, entry, member, len(units))
         # who loses a solo lease loses its entry
         allowed_s = pace.deadline_s() if rnd.kind != "solo" else max(pace.deadline_s(), DEADLINE_FACTOR * pace.expected_s)
@@ -349,16 +410,21 @@ class Giving:
             tally.began(run.clock(now))
         member.held[lease.lease_id] = run.run_id
         self._hub.returning.note(run, entry, record)
+        record.charge = self._shares.lent(run.run_id, pace.expected_s)
         assert member.parked is not None
         member.parked.set_result({"lease": lease.to_dict()})
         member.parked, member.seen_s = None, now
         return record
 
     def _out_of_budget(self, run: Run, entry: Entry) -> None:
-        if not entry.halt:
-            entry.halt = "budget"
-            run.say("budget", self._hub.clock.now(), "The budget is used up: the next lease would overspend it.")
-            entry.changed.notify()
+        if entry.halt:
+            return
+        entry.halt, entry.error, said = "budget", None, "The budget is used up: the next lease would overspend it."
+        if self._hub.purses.binds(run):
+            error = self._hub.purses.exhausted(run)
+            entry.error, said = error_of(error), f"{error.message[0].upper()}{error.message[1:]}."
+        run.say("budget", self._hub.clock.now(), said)
+        entry.changed.notify()
 
     def want(self, run: Run, entry: Entry) -> int:
         """Units that the kernel should send now."""

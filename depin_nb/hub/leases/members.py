@@ -23,10 +23,12 @@ SMOOTHING = 0.5  # weight of the newest measurement: a device's speed changes wi
 MAX_REJECTED = 3
 MAX_HELD = 2  # leases of a member: one at work, one ahead
 LINK = {"up_mbit_s": 1e7, "down_mbit_s": 1e7, "latency_ms": 1e6}  # what a link is, and what each is at most
+MEMORY_MARGIN = 1.25  # the probe's figure is an estimate: allocators fragment, batches differ
+MAX_MEMORY_BYTES = 1 << 50
 KINDS = ("local", "phone", "laptop", "single-board", "cloud")
 
 
-@dataclass
+@dataclass(eq=False)
 class Member:
     """A joined worker. `address`: Dask's; `speed`: relative to this machine's core, a fact it gave; `held`: leases that it has.
 
@@ -44,11 +46,13 @@ class Member:
     seen_s: float
     packages: Mapping[str, str] | None = None  # {distribution: version} as it says; None: it doesn't say
     compiles: bool = True
+    memory_bytes: int = 0  # that leases may take, as it says; 0: it doesn't say
     up_mbit_s: float = 0.0  # its link as it measured it; 0: it doesn't say
     down_mbit_s: float = 0.0
     latency_ms: float = 0.0
     held: dict[str, str] = field(default_factory=dict)  # lease_id -> run_id: one at work and one ahead, in the order of lending
     rejected: dict[str, int] = field(default_factory=dict)  # by run
+    full: set[str] = field(default_factory=set)  # runs for which its memory didn't do
     leases: dict[str, int] = field(default_factory=dict)  # by run: measured ones
     rates: dict[str, float] = field(default_factory=dict)  # by run: iterations/s at work, measured
     overheads: dict[str, float] = field(default_factory=dict)  # by run: seconds of a lease that weren't work, measured
@@ -105,6 +109,7 @@ class Member:
         """The run has ended."""
         for kept in (self.rejected, self.leases, self.rates, self.overheads, self.ratios):
             kept.pop(run_id, None)
+        self.full.discard(run_id)
         self._differs()
 
     def refuse(self, run_id: str) -> None:
@@ -112,12 +117,21 @@ class Member:
         self.rejected[run_id] = self.rejected.get(run_id, 0) + 1
         self._differs()
 
+    def too_small(self, run_id: str) -> None:
+        """A lease of that run came to nothing for want of memory: no fault of the device's, but it isn't asked again."""
+        self.full.add(run_id)
+        self._differs()
+
+    def fits(self, needed_bytes: int) -> bool:
+        """Whether a lease that needs so much may go there, with a margin; as far as it tells."""
+        return not self.memory_bytes or MEMORY_MARGIN * needed_bytes <= self.memory_bytes
+
     def _differs(self) -> None:
         if self.crowd is not None:
             self.crowd.generation += 1
 
     def barred(self, run_id: str) -> bool:
-        return self.rejected.get(run_id, 0) >= MAX_REJECTED
+        return self.rejected.get(run_id, 0) >= MAX_REJECTED or run_id in self.full
 
     def lacks(self, needed: Mapping[str, str]) -> list[str]:
         """Packages that a program needs and this worker hasn't, as far as it tells."""
@@ -204,11 +218,16 @@ def member_of(address: str, profile: str, wallet: str, facts: Mapping[str, Any],
         seen_s=now_s,
         packages=checked(facts.get("packages")),
         compiles=facts.get("compiles") is not False,
+        memory_bytes=_memory(facts.get("memory_bytes")),
         up_mbit_s=link.get("up_mbit_s", 0.0),
         down_mbit_s=link.get("down_mbit_s", 0.0),
         latency_ms=link.get("latency_ms", 0.0),
         process=str(facts.get("process") or "")[:64],
     )
+
+
+def _memory(said: Any) -> int:
+    return said if type(said) is int and 0 < said <= MAX_MEMORY_BYTES else 0
 
 
 def _link(said: Any) -> dict[str, float]:

@@ -141,12 +141,12 @@ class Returning:
     def _give_back(self, run: Run, entry: Entry, row: Lent, member: Member, rnd: Round) -> bool:
         hub = self._hub
         cost = hub.giving.worst(entry, member, len(row.indices))
-        if not run.budget.allows(cost):
+        if not hub.purses.allows(run, cost):
             self._give_up(run, entry, row, "the budget doesn't allow it")
             return False
         del run.away[row.lease_id]
         units = entry.take_back(row.indices)
-        run.budget = run.budget.reserve(cost)
+        run.budget = hub.purses.reserve(run, cost)
         lease = Lease(row.lease_id, run.run_id, entry.entry_id, row.base_version, units, row.final, base_iteration=row.base_iteration)
         now, pace = hub.clock.monotonic(), hub.giving.pace(run, entry, member, len(units))
         allowed_s = max(pace.deadline_s(), DEADLINE_FACTOR * pace.expected_s)

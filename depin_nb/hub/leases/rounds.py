@@ -145,11 +145,6 @@ def ahead(kind: str, config: StrategyConfig, workers: int, length: int, rate: fl
     return max(8, 4 * length, min(2 * SOLO_MAX, int((rate or 0.0) * SOLO_AHEAD_S)))
 
 
-def fair_share(workers: int, solo_runs: int, spread_runs: int) -> int:
-    """Most workers of a round for one of several runs; each solo run needs one."""
-    return max(1, -(-(workers - solo_runs) // max(1, spread_runs)))
-
-
 def fastest(rates: Mapping[str, float]) -> str:
     """The worker with the highest rate; by name among equals."""
     return min(rates, key=lambda worker: (-rates[worker], worker))

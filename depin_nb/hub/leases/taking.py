@@ -57,6 +57,7 @@ class Taking:
         if trigger is Trigger.DISCARD and record.state in (LeaseState.SUBMITTED, LeaseState.ACCEPTED):
             record.go(Trigger.LOSE)  # without a valid report that counts, nothing is owed
         record.go(trigger)
+        self._hub.giving.returned(record)
         record.reason, record.report, record.change = reason, None, None
         run.budget = run.budget.release(record.reserved)
         lease, member = record.lease, record.member
@@ -121,12 +122,12 @@ class Taking:
             rnd = entry.round or Round("local", run.version + sum(r.merging and not r.committed for r in entry.rounds))
             kept = self._hub.states.size(run.run_id, old.lease.base_version) > 0
             fits = kept and rnd.base_version - old.lease.base_version <= (0 if entry.spec.contiguous else MAX_STALENESS)
-            if not fits or not entry.queued(indices) or not run.budget.allows(old.reserved):
+            if not fits or not entry.queued(indices) or not self._hub.purses.allows(run, old.reserved):
                 return ""
             del entry.expired[lease_id]
             entry.take(indices)
             rnd.lost.difference_update(indices)
-            run.budget = run.budget.reserve(old.reserved)
+            run.budget = self._hub.purses.reserve(run, old.reserved)
             lease = replace(old.lease, lease_id=entry.next_lease_id())
             record = replace(old, lease=lease, number=entry.leases, state=LeaseState.OPEN, reason="", twin=None)
             record.go(Trigger.LEASE)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from depin_nb.core.errors import HubError
+from depin_nb.core.errors import HubError, OutOfMemory
 from depin_nb.hub.answers import error_of
 from depin_nb.hub.leases.entry import Entry
+from depin_nb.hub.leases.members import MEMORY_MARGIN, Member
 from depin_nb.hub.run import Run
 from depin_nb.training.lifecycle import LeaseState, Trigger
 
@@ -20,6 +21,15 @@ NO_WORKERS_AFTER_S = 15.0  # workers that are starting, or a cluster that replac
 def _took_too_long(limit_s: float) -> HubError:
     return HubError(
         f"the cell did not end within the {limit_s:g} s that it was given", hint="Give it more: `%%depin train --single --limit 3600`."
+    )
+
+
+def _too_large(needed_bytes: int, members: list[Member]) -> OutOfMemory:
+    have = ", ".join(f"{m.worker_id} {m.memory_bytes / 1e9:.2g} GB" for m in sorted(members, key=lambda m: -m.memory_bytes)[:4])
+    return OutOfMemory(
+        f"this loop needs {MEMORY_MARGIN * needed_bytes / 1e9:.2g} GB on a worker, and none has it: {have}",
+        needed=needed_bytes,
+        workers=[m.worker_id for m in members],
     )
 
 
@@ -84,7 +94,10 @@ class Watch:
         if run.without_workers_s is None:
             run.without_workers_s = now
         waited = now - run.without_workers_s > NO_WORKERS_AFTER_S and not entry.busy
-        if barred and (waited or not others):
+        needed, here = entry.spec.memory_bytes, list(self._hub.members.values())
+        if here and not barred and (waited or not others) and not any(m.fits(needed) for m in here):
+            entry.halt, entry.error = "failed", error_of(_too_large(needed, here))
+        elif barred and (waited or not others):
             entry.halt = "failed"
             entry.error = error_of(self._hub.rejected_error(run, barred))
         elif waited:

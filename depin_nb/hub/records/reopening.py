@@ -16,6 +16,7 @@ from depin_nb.core.lease import EntrySpec
 from depin_nb.core.state import State
 from depin_nb.hub.leases.entry import Entry, Result
 from depin_nb.hub.leases.members import Tally
+from depin_nb.hub.leases.shares import Claim, claim_of
 from depin_nb.hub.records import lent, resumable
 from depin_nb.hub.run import Run
 from depin_nb.ledger import store
@@ -96,6 +97,7 @@ class Reopening:
                 samples=sum(m.samples for m in row.merges) + (past.samples if past is not None else 0),
                 kept_bytes=resumable.kept_bytes(conn, run_id),
                 ticket=str(asked.get("ticket", "")),
+                claim=self._claim(conn, run_id, asked),
             )
             run.warned = run.budget.warning
             run.meter.start(0.0)
@@ -115,6 +117,13 @@ class Reopening:
             held = Amount(vault.budget_units, DPN)
             return cap or held, held
         return cap, None if cap is None else self._hub.prices.to_dpn(cap)
+
+    @staticmethod
+    def _claim(conn: sqlite3.Connection, run_id: str, asked: dict[str, Any]) -> Claim:
+        """Its share, as it was changed last."""
+        row = conn.execute("SELECT data FROM events WHERE run_id=? AND kind='share' ORDER BY id DESC LIMIT 1", (run_id,)).fetchone()
+        said = dict(asked.get("share") or {}) if row is None else json.loads(row[0])
+        return claim_of({name: said[name] for name in ("user", "weight", "priority") if name in said})
 
     @staticmethod
     def _asked(conn: sqlite3.Connection, run_id: str) -> str:

@@ -20,6 +20,7 @@ import torch
 
 from ...core.codec import encode
 from ...core.lease import EntrySpec, Lease
+from ...core.memory import out_of_memory
 from ...core.state import State
 from .. import output
 from ..paths import placed, write
@@ -142,6 +143,8 @@ class WorkerHalf:
         except GangAborted:
             raise
         except BaseException as error:
+            if out_of_memory(error):
+                raise  # the machine's, not the body's: the lease is another one's
             if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
                 raise  # the probe's user interrupts; on a worker leases run in threads of their own, and it is the body's
             recorder.error = error if self.keeps_errors else None

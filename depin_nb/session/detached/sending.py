@@ -53,6 +53,7 @@ def detach(
         source=source,
         workers=options.workers,
         asked=options.asked(),
+        share=options.share(),
     )
     run_id = answer["run_id"]
     folder = DetachedFolder(run_id)

@@ -20,7 +20,6 @@ from depin_nb.hub.leases.rounds import (
     DEADLINE_MIN_S,
     Pace,
     ahead,
-    fair_share,
     fastest,
     holds_up,
     lease_steps,
@@ -167,10 +166,7 @@ def test_slow_iterations_make_shorter_leases_and_thin_links_longer_ones():
     assert lease_steps(config, [], 0.0) == 50
 
 
-def test_sharing():
-    assert [fair_share(5, 0, n) for n in (1, 2, 3, 9)] == [5, 3, 2, 1]
-    assert fair_share(5, 1, 2) == 2
-    assert fair_share(1, 3, 1) == 1
+def test_the_fastest():
     assert fastest({"b": 2.0, "a": 2.0, "c": 1.0}) == "a"
 
 

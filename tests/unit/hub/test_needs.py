@@ -44,6 +44,7 @@ def test_the_hub_tells_who_lacks_what(tmp_path):
     assert asyncio.run(scenario()) == {
         "lacks": {"bare": ["tokenizers"]},
         "other": {"full": ["tokenizers 0.21"]},
+        "small": {},
         "uncompiled": ["bare"],
         "links": {},
     }

@@ -97,7 +97,7 @@ def complete(text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("%depin s", ["status", "scale", "stop"]),
+        ("%depin s", ["status", "scale", "stop", "share"]),
         ("%%depin ", ["train"]),
         ("%depin up ", ["local", "depin", "--workers", "--budget"]),
         ("%depin up local --b", ["--budget"]),
@@ -141,6 +141,8 @@ class TrainOptions:
     send: tuple[str, ...] = ()
     data: str = "auto"
     quorum: float | None = None
+    weight: float | None = None
+    priority: str | None = None
 
 
 class RecordedSession:

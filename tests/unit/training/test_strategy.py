@@ -79,7 +79,9 @@ def test_options_are_taken_and_checked() -> None:
 
 def test_one_bit_merges_three_times_as_often() -> None:
     config, reason = chosen(bits=1)
-    assert config == StrategyConfig("local", solo=False, inner_steps=16, outer_lr=1.25, outer_momentum=0.0, bits=1, down_bits=1)
+    assert config == StrategyConfig(
+        "local", solo=False, inner_steps=16, outer_lr=1.25, outer_momentum=0.0, bits=1, down_bits=1, lease_s=30.0
+    )
     assert "1,228 changes of each 4,096" in reason
     assert "about 9 merges an entry, at most 16 iterations" in reason
     assert chosen(bits=1, inner_steps=30, outer_lr=1.0)[0].inner_steps == 30

@@ -2,12 +2,13 @@
 
 import hashlib
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
 
-from depin_nb.core.errors import CodecError, HubDied
-from depin_nb.core.lease import EntrySpec, Lease, StrategyConfig, Unit
+from depin_nb.core.errors import CodecError, HubDied, HubError
+from depin_nb.core.lease import SOLO_SEATS, EntrySpec, Lease, StrategyConfig, Unit
 from depin_nb.core.state import CARRIED, INNER, PARAM, STEP, State
 from depin_nb.loop.halves.record import GangAborted, Outcome
 from depin_nb.training.allreduce import decode_grads, encode_grads
@@ -406,6 +407,26 @@ def test_two_seats_are_kept_and_the_oldest_goes():
         assert runner.run(lease_of(0, 1, 0, entry=entry), Go()) is not None
     assert len(halves) == 4  # 0, 1, 2, and 1 again
     assert hub.asked.count("depin_blob") == 1
+
+
+def test_solo_runs_keep_their_objects_while_they_take_turns():
+    hub = FakeHub(StrategyConfig())
+    runner, halves = runner_of(hub)
+
+    def lease(run: str, version: int, entry: int = 1) -> Lease:
+        return replace(lease_of(version, 1, version, entry=entry), run_id=run)
+
+    runs = [f"run-{i}" for i in range(SOLO_SEATS)]
+    for version in (0, 1):
+        for name in runs:
+            assert runner.run(lease(name, version), Go()) is not None
+    assert len(halves) == SOLO_SEATS, "the second lease of each goes on in its living objects"
+    assert runner.run(lease("run-0", 0, entry=2), Go()) is not None  # its first entry is over
+    for i in range(2 * SOLO_SEATS - 1):
+        assert runner.run(lease(f"later-{i}", 0), Go()) is not None
+    assert runner.run(lease("run-0", 1, entry=2), Go()) is not None
+    with pytest.raises(HubError, match="make room"):
+        runner.run(lease("run-1", 2), Go())
 
 
 def test_blobs_are_checked_and_the_least_used_goes_first():

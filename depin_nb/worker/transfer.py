@@ -105,6 +105,7 @@ class Cache:
                     os.replace(path, folder / what.digest)
                     break
             finally:
+                fcntl.flock(file, fcntl.LOCK_UN)  # a mapping of it has a descriptor of its own, which would keep the lock
                 os.close(file)
             if not go():
                 raise Dropped

@@ -94,6 +94,7 @@ class Run:
     curve: Curve = field(default_factory=Curve)
     tallies: dict[str, Tally] = field(default_factory=dict)
     solo_worker: str = ""
+    change_bytes: int = 0  # of the newest change that came
     bytes_up: int = 0
     bytes_down: int = 0
     notices: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_NOTICES))

@@ -7,19 +7,19 @@ and written to files: the hub's memory holds one part of each transfer. All that
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 import shutil
 from collections import OrderedDict
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from depin_nb.core import partly
 from depin_nb.core.errors import CodecError, TransferGone, UsageError
 from depin_nb.core.parts import MAX_PART_BYTES, WHOLE_BYTES, Announced, Buffer, announced, megabytes
-from depin_nb.core.storage import disk_full, is_full
 from depin_nb.hub.leases.members import Member
 from depin_nb.hub.run import Run
 from depin_nb.hub.versions.references import Reference
@@ -162,7 +162,9 @@ class Transfers:
         what = announced(about, max_bytes=self._hub.change_limit(run))
         if type(offset) is not int or not 0 <= offset <= what.size_bytes or not len(data) <= min(MAX_PART_BYTES, what.size_bytes - offset):
             raise UsageError(f"a part is of at most {MAX_PART_BYTES} bytes and lies within what was announced")
-        have = await self._hub.in_executor(self._append, self._path(run, member, what), offset, data)
+        path = self._path(run, member, what)
+        mine = f"{path.name.split('-')[0]}-*"
+        have = await self._hub.in_executor(partial(partly.append, path, offset, data, siblings=mine, keep=KEPT_INCOMING))
         run.bytes_up += len(data)
         self._moves(run, member, "sending", have, what.size_bytes)
         return {"have": have}
@@ -183,33 +185,10 @@ class Transfers:
         owner = hashlib.sha256(member.wallet.encode()).hexdigest()[:16]
         return self._incoming / checked_run_id(run.run_id) / f"{owner}-{what.digest}"
 
-    def _append(self, path: Path, offset: int, data: Buffer) -> int:
-        """Safe to repeat, also at once: bytes that are here are never written again, and there are no holes."""
-        try:
-            if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                mine = sorted(path.parent.glob(f"{path.name[:16]}-*"), key=lambda each: each.stat().st_mtime)
-                for old in mine[: max(0, len(mine) - KEPT_INCOMING + 1)]:
-                    old.unlink(missing_ok=True)
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-            try:
-                have = os.fstat(file).st_size
-                view = memoryview(data).cast("B")[max(0, have - offset) :] if offset <= have else memoryview(b"")
-                while view:
-                    written = os.pwrite(file, view, have)
-                    have, view = have + written, view[written:]
-                return have
-            finally:
-                os.close(file)
-        except OSError as error:
-            if is_full(error, path):
-                raise disk_full(path) from error
-            raise
-
     async def received(self, run: Run, member: Member, about: Any) -> Buffer:
         """The change that was sent in parts, whole, read from its file as it is used. Raises CodecError when it isn't what it should be."""
         what = announced(about, max_bytes=self._hub.change_limit(run))
-        return await self._hub.in_executor(_whole, self._path(run, member, what), what)
+        return await self._hub.in_executor(partly.whole, self._path(run, member, what), what)
 
     def used(self, run: Run, member: Member, about: Any) -> None:
         """The report was answered, one way or the other."""
@@ -240,17 +219,3 @@ class Transfers:
 def _digest_of_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _whole(path: Path, what: Announced) -> Buffer:
-    try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size != what.size_bytes:
-                raise CodecError("a change was reported before all of its parts were here")
-            view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) if what.size_bytes else memoryview(b"")
-    except FileNotFoundError:
-        raise CodecError("a change was reported before all of its parts were here") from None
-    if hashlib.sha256(view).hexdigest() != what.digest:
-        path.unlink(missing_ok=True)
-        raise CodecError("the parts of a change don't make what its digest says")
-    return view

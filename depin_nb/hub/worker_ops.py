@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from depin_nb.core.errors import CodecError, HubError, UsageError
 from depin_nb.core.lease import Report
 from depin_nb.core.parts import Buffer
+from depin_nb.hub.aggregation import Parked
 from depin_nb.hub.leases.entry import OUT, Entry, LeaseRecord
 from depin_nb.hub.leases.members import Member, member_of
 from depin_nb.hub.run import Run
@@ -71,6 +72,12 @@ def _sent(report: dict[str, Any]) -> Any:
     """What a report says of a change that came in parts, None where the change is in the report."""
     extra = report.get("extra")
     return extra.get("sent") if isinstance(extra, dict) and not report.get("change") else None
+
+
+def _at(report: dict[str, Any]) -> Any:
+    """Where a report says that its change is, None where it is here."""
+    extra = report.get("extra")
+    return extra.get("at") if isinstance(extra, dict) and not report.get("change") else None
 
 
 class WorkerOps:
@@ -241,12 +248,20 @@ class WorkerOps:
         return {"data": mean}
 
     def alive(self, worker: str, lease: str, held: Sequence[str] = ()) -> dict[str, Any]:
-        """`go`: whether the lease at work is wanted; `drop`: those of `held` that aren't."""
+        """`go`: whether the lease at work is wanted; `drop`: those of `held` that aren't; `again`: those of which the change was lost with
+        its aggregator."""
         member = self._hub.members.get(worker)
         if member is None:
             return {"go": False, "drop": list(held)}
         member.seen_s, member.chatty = self._hub.clock.monotonic(), True
-        return {"go": lease in member.held, "drop": [i for i in held if i not in member.held]}
+        drop = [i for i in held if i not in member.held and not self._hub.aggregation.keeps(i)]
+        again = self._hub.aggregation.wanted_again(member, list(held))
+        return {"go": lease in member.held, "drop": drop, **({"again": again} if again else {})}
+
+    def placed(self, worker: str, lease: str) -> dict[str, Any]:
+        """For an aggregator: of which run and version a lease is, or `{"refused"}`."""
+        self._member(worker)
+        return self._hub.aggregation.placed(worker, lease)
 
     def say(self, worker: str, run: str, lease: str, data: bytes) -> dict[str, Any]:
         """What a whole cell said: kept in order for the kernel, as far as there is room. Only from the worker that holds the lease."""
@@ -273,22 +288,32 @@ class WorkerOps:
         if run is None or entry is None or record is None or record.state is not LeaseState.LEASED:
             return {"accepted": False, "reason": LATE}
         record.go(Trigger.SUBMIT)
+        data: Buffer
+        change: Change | Parked | None
         now = hub.clock.monotonic()
         try:
             checked = checked_report(report, record)
             run.bytes_up += len(checked.change) + len(checked.left) + sum(map(len, checked.logs))
             await self._earlier_merges(run, entry, record)
-            data: Buffer = checked.change
-            if (sent := _sent(report)) is not None:
+            data, parked = checked.change, _at(report)
+            if parked is not None:
+                change = await hub.aggregation.checked(run, record, parked, _sent(report))
+                if change is None and record.at(LeaseState.SUBMITTED):
+                    hub.aggregation.out_again(run, record)
+                    return {"accepted": False, "again": True, "reason": "its aggregator can't be reached"}
+            elif (sent := _sent(report)) is not None:
                 data = await hub.transfers.received(run, member, sent)
-            change = await hub.in_executor(self._decode, data, run.weights, hub.change_limit(run))
+            if parked is None:
+                change = await hub.in_executor(self._decode, data, run.weights, hub.change_limit(run))
+                run.change_bytes = len(data)
         except CodecError as error:
             return self._rejected(run, entry, record, error)
         finally:
-            if (sent := _sent(report)) is not None:
+            if _at(report) is None and (sent := _sent(report)) is not None:
                 hub.transfers.used(run, member, sent)
         if not record.at(LeaseState.SUBMITTED):
             return {"accepted": False, "reason": record.reason or LATE}
+        assert change is not None
         self._accepted(run, entry, record, checked, change, now)
         return {"accepted": not record.at(LeaseState.OPEN), "reason": record.reason}
 
@@ -316,7 +341,7 @@ class WorkerOps:
             self._hub.giving.dispatch()
         return {"accepted": False, "reason": reason}
 
-    def _accepted(self, run: Run, entry: Entry, record: LeaseRecord, report: Report, change: Change, now: float) -> None:
+    def _accepted(self, run: Run, entry: Entry, record: LeaseRecord, report: Report, change: Change | Parked, now: float) -> None:
         hub, member = self._hub, record.member
         took_s = record.took_s = now - (record.given_s if record.begun_s is None else record.begun_s)
         # a log is kept once, in the result: the change's bytes are not needed any more

@@ -25,7 +25,7 @@ from ..worker import link as links
 from ..worker.agent import Agent
 from .histories import DevicePlan, Fault
 from .virtual import Fiber, Process
-from .world import NOTICED_S, Comm, World
+from .world import NOTICED_S, Comm, Peer, World
 
 WIDTH = 300  # values of the parameter: more than a block, so that 4-bit changes are quantised
 NOTICED_SOON_S = 0.05
@@ -142,14 +142,17 @@ class Device:
             self.process = Process(address)
             self.back_s = RETRY_S
             Device.by_process[address] = self
-            device = replace(profile(self.plan.profile), simulated=False, up_mbit_s=0.0, down_mbit_s=0.0, latency_ms=0.0)
-            agent = Agent(address, self.plan.name, device, "depin")
+            kind = "local" if self.plan.trusted else self.plan.profile
+            device = replace(profile(kind), simulated=False, up_mbit_s=0.0, down_mbit_s=0.0, latency_ms=0.0)
+            agent = Agent(address, self.plan.name, device, "local" if self.plan.trusted else "depin")
+            agent.handlers = {} if self.plan.trusted else None
+            self.world.serving[address] = self.process, {} if agent.handlers is None else agent.handlers
             serving = self.process.start(agent._serve(address))
             try:
                 await asyncio.wait({serving})
             finally:
                 await self.process.kill()
-                del Device.by_process[address]
+                del Device.by_process[address], self.world.serving[address]
             if not serving.cancelled() and serving.exception() is not None and not isinstance(serving.exception(), HubDied):
                 self.world.tell(f"{self.plan.name} ends: {serving.exception()!r}")
                 if not isinstance(serving.exception(), DepinError):
@@ -286,6 +289,11 @@ class SimulatedLink(links.HubLink):
         if bytes_ := self._device.world.plan.part_bytes:
             self.whole_bytes = self.up_part_bytes = self.down_part_bytes = bytes_
 
+    def peer(self, address: str) -> Any:
+        peer: Any = Peer(self._device.world, address, self.worker, self._device.travel)
+        peer.whole_bytes, peer.up_part_bytes = self.whole_bytes, self.up_part_bytes
+        return peer
+
     def __getattr__(self, op: str) -> Callable[..., Any]:
         if not op.startswith("depin_"):
             raise AttributeError(op)
@@ -326,16 +334,17 @@ def _cache_folder() -> Path:
 def simulated(wallets: Any) -> Iterator[None]:
     """The agent with this link, this body, and facts that cost nothing."""
     from ..ledger import wallet as wallet_module
-    from ..worker import residuals, transfer
+    from ..worker import aggregating, residuals, transfer
 
     told = {"compiles": True, "speed": 1.0}
     patches: list[tuple[Any, str, Any]] = [
         (links, "HubLink", SimulatedLink),
         (record, "WorkerHalf", SumHalf),
-        (facts, "facts", lambda name, device, backend: {**told, "name": name, "backend": backend, "simulated": True}),
+        (facts, "facts", lambda name, device, backend: {**told, "name": name, "backend": backend, "simulated": backend != "local"}),
         (wallet_module, "Wallets", lambda: wallets),
         (residuals, "residuals_of", lambda home, worker: residuals.Residuals()),  # none outlives its process
         (transfer, "cache_of", lambda home: transfer.Cache(_cache_folder())),
+        (aggregating, "folder_of", lambda home, worker: _cache_folder() / "aggregating" / worker),
         (links.Go, "wait", lambda go, seconds: Fiber.wait_for(lambda: asyncio.sleep(seconds))),
         (agents, "_warm_up", lambda: None),
     ]

@@ -61,6 +61,7 @@ class DevicePlan:
     speed: float
     latency_s: float
     joins_s: float
+    trusted: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ class NotebookPlan:
 @dataclass(frozen=True)
 class History:
     """`seed` alone makes it; `faults` may be fewer than were drawn. `ends`: how the hub is ended last, `closed` or `killed`.
-    `part_bytes`: what is larger travels in parts of so many bytes, 0 = as in ordinary runs. `one_machine`: its devices share a cache."""
+    `part_bytes`: what is larger travels in parts of so many bytes, 0 = as in ordinary runs. `one_machine`: its devices share a cache.
+    `tree`: trusted devices sum up the others' changes, however small."""
 
     seed: int
     devices: tuple[DevicePlan, ...]
@@ -95,12 +97,16 @@ class History:
     ends: str
     part_bytes: int = 0
     one_machine: bool = False
+    tree: bool = False
 
     def __str__(self) -> str:
         parts = f", parts of {self.part_bytes} bytes" if self.part_bytes else ""
+        parts += ", a tree of aggregators" if self.tree else ""
         machine = ", all on one machine" if self.one_machine else ""
         lines = [f"history {self.seed}: the hub is {self.ends} at the end{parts}{machine}"]
-        lines += [f"  {d.name}: {d.profile}, speed {d.speed:g}, {d.latency_s:g} s away, joins at {d.joins_s:g} s" for d in self.devices]
+        for d in self.devices:
+            kind = "local, trusted" if d.trusted else d.profile
+            lines.append(f"  {d.name}: {kind}, speed {d.speed:g}, {d.latency_s:g} s away, joins at {d.joins_s:g} s")
         for n in self.notebooks:
             left = "" if n.leaves_at is None else f", {n.how} at {n.leaves_at}"
             money = "" if n.budget is None else f", budget {n.budget} %"
@@ -138,7 +144,12 @@ def history(seed: int) -> History:
     part_bytes, one_machine = rng.choice((0, 0, 300, 700)), rng.random() < 0.5
     if part_bytes:
         faults += tuple(_broken_transfer(rng, devices) for _ in range(rng.choice((0, 1, 2))))
-    return History(seed, devices, notebooks, faults, tuple(range(len(faults))), ends, part_bytes, one_machine)
+    tree = bool(part_bytes) and rng.random() < 0.6
+    if tree:
+        devices = tuple(replace(d, trusted=True) if i == 0 or rng.random() < 0.4 else d for i, d in enumerate(devices))
+        notebooks = tuple(_summed(rng, n) for n in notebooks)
+        faults += tuple(_lost_aggregator(rng, devices) for _ in range(rng.choice((0, 1, 2))))
+    return History(seed, devices, notebooks, faults, tuple(range(len(faults))), ends, part_bytes, one_machine, tree)
 
 
 def _notebook(rng: random.Random, name: str) -> NotebookPlan:
@@ -179,6 +190,19 @@ def _fault(rng: random.Random, devices: tuple[DevicePlan, ...], notebooks: tuple
 def _broken_transfer(rng: random.Random, devices: tuple[DevicePlan, ...]) -> Fault:
     kind = rng.choice(("cut", "cut", "kill", "stop", "vanish", "late", "duplicate"))
     return Fault(kind, rng.choice(devices).name, rng.choice((1, 1, 2, 3, 4)), "parts", rng.choice((0.1, 1.0, 5.0, 20.0)))
+
+
+def _summed(rng: random.Random, notebook: NotebookPlan) -> NotebookPlan:
+    """Mostly a loop of which changes are summed up."""
+    if rng.random() < 0.2:
+        return notebook
+    return replace(notebook, leaves_at=None, strategy=rng.choice(("local", "local, 4 bits")), total=rng.choice((8, 12, 17, 24)))
+
+
+def _lost_aggregator(rng: random.Random, devices: tuple[DevicePlan, ...]) -> Fault:
+    trusted = [d.name for d in devices if d.trusted]
+    kind, point = rng.choice(("kill", "kill", "vanish", "cut", "stop")), rng.choice(("asks", "works", "reports", "reported"))
+    return Fault(kind, rng.choice(trusted), rng.choice((1, 2, 3, 4)), point, rng.choice((0.1, 1.0, 20.0)))
 
 
 def shrunk(found: History, fails: Callable[[History], bool]) -> History:

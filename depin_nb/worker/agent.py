@@ -12,11 +12,16 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from ..backends.base import WORKER_ENV, DeviceProfile, profile
 from ..core import config
 from ..core.errors import DepinError
 from .serving import LEAVE_S, Serving
+
+if TYPE_CHECKING:
+    from .aggregating import Aggregating
+    from .link import HubLink
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +39,9 @@ class Agent:
         self.facts = facts(name, device, backend)
         self.wallet = Wallets().device(name).address  # its key stays in its file
         self.serving: Serving | None = None
+        self.handlers: dict[str, Any] | None = None  # of the Dask worker: what other workers and the hub may ask of this one
         self._leaving = asyncio.Event()
+        self._sums = ThreadPoolExecutor(1, thread_name_prefix="depin-sums")
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="depin", initializer=_one_thread)
 
     def leave(self) -> None:
@@ -57,6 +64,7 @@ class Agent:
                 "depin_leases": lambda _: self.serving.leases if self.serving else 0,
             },
         )
+        self.handlers = worker.handlers
         try:
             await worker
         except OSError as error:
@@ -79,7 +87,8 @@ class Agent:
             await asyncio.wait(tasks, timeout=LEAVE_S)
             with suppress(Exception):
                 await asyncio.wait_for(worker.close(timeout=LEAVE_S, reason="leaving"), 2 * LEAVE_S)
-            self._executor.shutdown(wait=False, cancel_futures=True)
+            for executor in (self._executor, self._sums):
+                executor.shutdown(wait=False, cancel_futures=True)
         return int(lost)
 
     async def _serve(self, address: str) -> None:
@@ -96,15 +105,30 @@ class Agent:
         pacer = Pacer(device.speed) if device.simulated else None
         incoming = Incoming(hub.ask, cache_of(config.home()), lambda: hub.down_part_bytes)
         runner = LeaseRunner(hub.ask, pacer, residuals=residuals_of(config.home(), self.name), incoming=incoming)
+        aggregating = self._aggregating(hub)
         try:
             await hub.call("depin_join", profile=device.name, wallet=self.wallet, facts={**self.facts, "link": await hub.measured()})
             log.info("%s has joined", self.name)
             asyncio.get_running_loop().run_in_executor(self._executor, _warm_up)
-            self.serving = Serving(hub, runner, self._executor, self.name)
+            self.serving = Serving(hub, runner, self._executor, self.name, serves=aggregating is not None)
             await self.serving.run()
             self.leave()
         finally:
+            if aggregating is not None:
+                aggregating.close()
             await hub.close()
+
+    def _aggregating(self, hub: HubLink) -> Aggregating | None:
+        """Lets other workers hand in their changes here; a *simulated* device is behind a network that nobody gets into."""
+        from ..hub.answers import answering
+        from .aggregating import Aggregating, folder_of
+        from .transfer import cache_of
+
+        if self.handlers is None or self.device.simulated:
+            return None
+        aggregating = Aggregating(hub, folder_of(config.home(), self.name), cache_of(config.home()), self._sums)
+        self.handlers.update({f"depin_{op}": answering(call) for op, call in aggregating.handlers().items()})
+        return aggregating
 
 
 def _warm_up() -> None:

@@ -24,6 +24,7 @@ LINK_COUNTS = (4, 16)  # so many at once; more where the first were through too 
 _STEP_S = 0.1
 _FASTEST_S = 1e-4  # what the clock and the event loop can tell apart
 _SURE_S = 0.02
+PEER_S = 60.0  # for one part
 
 
 class Dropped(Exception):
@@ -117,5 +118,21 @@ class HubLink:
         await self.call("depin_link", **request)
         return self._clock.monotonic()
 
+    def peer(self, address: str) -> HubLink:
+        """Calls to another worker, over the same link of this one."""
+        peer = PeerLink(address, self.worker, self._link, clock=self._clock)
+        peer.whole_bytes, peer.up_part_bytes, peer.down_part_bytes = self.whole_bytes, self.up_part_bytes, self.down_part_bytes
+        return peer
+
     async def close(self) -> None:
         await self._rpc.close_rpc()
+
+
+class PeerLink(HubLink):
+    """Calls to another worker: one that doesn't answer within PEER_S counts as gone."""
+
+    async def call(self, op: str, *, shaped: bool = True, **request: Any) -> Any:
+        try:
+            return await asyncio.wait_for(super().call(op, shaped=shaped, **request), PEER_S)
+        except TimeoutError:
+            raise HubDied(f"{op}: no answer within {PEER_S:g} s") from None

@@ -7,14 +7,14 @@ import logging
 from collections import deque
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DepinError, HubDied
 from ..core.lease import Lease, Report
+from .handing import Handing
 from .link import Go
 from .runner import failure
-from .transfer import hand_in
 
 if TYPE_CHECKING:
     from .link import HubLink
@@ -36,6 +36,7 @@ class Held:
     go: Go = field(default_factory=Go)
     finished: Finished | None = None
     report: Report | None = None
+    again: bool = False  # it was handed in before, to an aggregator that is gone
 
 
 class Serving:
@@ -44,9 +45,11 @@ class Serving:
     A report that is refused takes with it what was built on it: the later leases of that run.
     """
 
-    def __init__(self, hub: HubLink, runner: LeaseRunner, executor: Executor, name: str) -> None:
+    def __init__(self, hub: HubLink, runner: LeaseRunner, executor: Executor, name: str, *, serves: bool = False) -> None:
         self._hub, self._runner, self._executor, self.name = hub, runner, executor, name
         self.leases = 0  # handed in
+        self._handing = Handing(hub)
+        self._serves = serves  # others' changes may be here: the hub has to know that this worker is
         self._held: dict[str, Held] = {}
         self._ahead: deque[Held] = deque()
         self._done: deque[Held] = deque()
@@ -84,7 +87,7 @@ class Serving:
         while True:
             async with self._changed:
                 await self._changed.wait_for(lambda: len(self._ahead) < (AHEAD if self._at_work is not None else AHEAD + 1))
-            answer = await self._hub.call("depin_lease", timeout_s=LEASE_POLL_S, held=list(self._held))
+            answer = await self._hub.call("depin_lease", timeout_s=LEASE_POLL_S, held=self._named())
             if answer.get("leave"):
                 return
             if answer.get("lease"):
@@ -131,9 +134,11 @@ class Serving:
                 await self._changed.wait_for(lambda: self._done)
             held = self._done[0]
             if held.go() and held.report is not None:
-                answer = await hand_in(self._hub, held.report)
-                self.leases += 1
-                if held.finished is None or not answer.get("accepted"):
+                answer = await self._handing.hand_in(held.lease, held.report)
+                self.leases += not held.again
+                if held.again:
+                    pass  # what was built on it stands: at worst this one change is lost
+                elif held.finished is None or not answer.get("accepted"):
                     self._drop(held)
                     self._give_up(held)
                 else:
@@ -148,9 +153,9 @@ class Serving:
         """Tells the hub that this worker is there, and learns which of its leases aren't wanted any more."""
         while True:
             await asyncio.sleep(ALIVE_INTERVAL_S)
-            if not self._held:
+            asked = self._named()
+            if not asked and not self._serves:
                 continue
-            asked = list(self._held)
             try:
                 answer = await self._hub.call("depin_alive", shaped=False, lease=self.lease_id, held=asked)
             except DepinError as error:
@@ -158,10 +163,20 @@ class Serving:
                     raise
                 log.warning("%s drops its leases: %s", self.name, error)
                 answer = {"drop": asked}
+            for lease_id in answer.get("again", ()):
+                if (kept := self._handing.taken(lease_id)) is not None:
+                    self._held[lease_id] = anew = Held(replace(kept[0], aggregator=""), report=kept[1], again=True)
+                    self._done.append(anew)
+                    await self._tell()
             for lease_id in answer.get("drop", ()):
+                self._handing.drop(lease_id)
                 held = self._held.get(lease_id)
                 if held is not None and held not in self._done:  # a report that travels gets its own answer
                     held.go.stop()
+
+    def _named(self) -> list[str]:
+        """The leases in hand, and those of which the hub may want the change again."""
+        return list(dict.fromkeys([*self._held, *self._handing.kept]))
 
     # --- dropping -------------------------------------------------------------------------------------------
 

@@ -206,15 +206,23 @@ async def hand_in(hub: Calls, report: Report) -> dict[str, Any]:
     lacks. Raises HubDied as `call` does: then call it again."""
     if len(report.change) <= hub.whole_bytes:
         return await hub.call("depin_report", report=report.to_dict())
+    sent = await put_parts(hub, report)
+    if "refused" in sent:
+        return {"accepted": False, "reason": str(sent["refused"])}
+    return await hub.call("depin_report", report={**report.to_dict(), "change": b"", "extra": {**report.extra, "sent": sent}})
+
+
+async def put_parts(to: Calls, report: Report) -> dict[str, Any]:
+    """The report's change goes to `to` in parts, from the one on that it lacks. Its announcement, or `{"refused": reason}`."""
     change = memoryview(report.change)
     digest = await asyncio.get_running_loop().run_in_executor(None, lambda: hashlib.sha256(change).hexdigest())
     about = Announced(digest, len(change)).to_dict()
     at, restarts = 0, 0
     while at < len(change):
-        part = change[at : at + min(hub.up_part_bytes, MAX_PART_BYTES)]
-        answer = await _again(lambda at=at, part=part: hub.call("depin_put", lease=report.lease_id, about=about, offset=at, data=part))  # type: ignore[misc]
+        part = change[at : at + min(to.up_part_bytes, MAX_PART_BYTES)]
+        answer = await _again(lambda at=at, part=part: to.call("depin_put", lease=report.lease_id, about=about, offset=at, data=part))  # type: ignore[misc]
         if "refused" in answer:
-            return {"accepted": False, "reason": str(answer["refused"])}
+            return answer
         have = answer.get("have")
         if type(have) is not int or not 0 <= have <= len(change):
             raise HubError("the hub's answer to a part makes no sense")
@@ -223,7 +231,7 @@ async def hand_in(hub: Calls, report: Report) -> dict[str, Any]:
             if restarts > RESTARTS:
                 raise HubError("a change can't be handed in: the hub loses its parts")
         at = have
-    return await hub.call("depin_report", report={**report.to_dict(), "change": b"", "extra": {**report.extra, "sent": about}})
+    return about
 
 
 async def _again(call: Callable[[], Awaitable[Any]]) -> Any:

@@ -22,6 +22,7 @@ MAX_REJECTED = 3
 MAX_HELD = 2  # leases of a member: one at work, one ahead
 MAX_MBIT_S = 1e7
 MAX_LATENCY_MS = 1e6
+EDGE = ("phone", "laptop", "single-board")  # profiles of devices that are never asked to serve others
 KINDS = ("local", "phone", "laptop", "single-board", "cloud")
 
 
@@ -90,6 +91,11 @@ class Member:
     def lacks(self, needed: Mapping[str, str]) -> list[str]:
         """Packages that a program needs and this worker hasn't, as far as it tells."""
         return [] if self.packages is None else lacking(needed, self.packages)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether it may sum up others' changes: the user's own machine or cloud, never a device of others."""
+        return not self.simulated and self.backend != "depin" and self.profile not in EDGE
 
     @property
     def free(self) -> bool:

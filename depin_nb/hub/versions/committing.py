@@ -22,6 +22,7 @@ from depin_nb.hub.trouble import explained
 from depin_nb.ledger.receipt import Receipt
 from depin_nb.metering.bytime import flops_of_time
 from depin_nb.metering.meter import lease_cost
+from depin_nb.training.compress import Change
 from depin_nb.training.lifecycle import Trigger, advance
 from depin_nb.training.merge import Contribution, OuterState, merge
 
@@ -84,7 +85,7 @@ class Commits:
             if not rnd.accepted:
                 entry.rounds.remove(rnd)
                 continue
-            if self._hub.giving.awaits(run, entry, rnd):
+            if self._hub.giving.awaits(run, entry, rnd) or self._hub.aggregation.awaits(run, entry, rnd):
                 continue
             rnd.merging = True
             before, run.commit_tail = run.commit_tail, None
@@ -133,8 +134,8 @@ class Commits:
         if kept:
             version += 1
             contributions = [
-                Contribution(r.member.worker_id, self._samples(r), r.last_index, r.change) for r in kept if r.change is not None
-            ]
+                Contribution(r.member.worker_id, self.samples(r), r.last_index, r.change) for r in kept if isinstance(r.change, Change)
+            ] + [each.contribution for each in rnd.sums.values()]
             base, outer, config = run.weights, run.outer or OuterState(), entry.spec.strategy
             assert base is not None
             assert rnd.base_version == run.version, "a round merges into the version that it began from"
@@ -173,7 +174,7 @@ class Commits:
         return self._hub.replays.write(run_id, version, results, {u.index: drawn_digest(u.data) for u in units})
 
     @staticmethod
-    def _samples(record: LeaseRecord) -> int:
+    def samples(record: LeaseRecord) -> int:
         assert record.report is not None
         return sum(u.samples for u in record.lease.units[: record.report.done])
 
@@ -199,7 +200,7 @@ class Commits:
             flops, cost = cost_of(hub, entry, record)
             mine = version if record in kept else None
             state = advance(record.state, Trigger.MERGE if mine is not None else Trigger.DISCARD)
-            samples = self._samples(record)
+            samples = self.samples(record)
             budget = budget.commit(record.reserved, cost)
             rows.append(
                 LeaseRow(
@@ -219,10 +220,17 @@ class Commits:
         merge_row = None
         if kept:
             done = sum(r.report.done for r in kept if r.report)
-            samples = sum(self._samples(r) for r in kept)
+            samples = sum(self.samples(r) for r in kept)
             name = hub.states.name(run.run_id, version)
             merge_row = MergeRow(version, entry.entry_id, rnd.base_version, done, samples, tuple(sorted(points)), name, now)
-            run.say("merged", now, version=version, iterations=done, leases=len(kept))
+            run.say(
+                "merged",
+                now,
+                version=version,
+                iterations=done,
+                leases=len(kept),
+                summed=sum(len(each.leases) for each in rnd.sums.values()),
+            )
         backlog, events = run.drain()
         cap = None if run.cap is None else run.cap.to_dict()
 
@@ -251,7 +259,7 @@ class Commits:
             _, cost = cost_of(hub, entry, record)
             run.budget = run.budget.commit(record.reserved, cost)
             record.go(Trigger.MERGE if record in kept else Trigger.DISCARD)
-            samples, done = self._samples(record), record.report.done if record in kept else 0
+            samples, done = self.samples(record), record.report.done if record in kept else 0
             run.meter.charge(record.member.worker_id, cost, done, at_s)
             tally = run.tally(record.member, hub.prices)
             tally.accepted(at_s, run.clock(record.given_s), record.report.done, samples, cost.units)

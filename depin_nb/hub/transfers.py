@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from depin_nb.hub.coordinator import Coordinator
 
 KEPT_PARCELS = 24  # of a run: as many steps as are kept, and some versions
+BUSY = 4  # transfers under way from the hub: beyond that its uplink is what they wait for
+MOST_HOLDERS = 3  # that a worker is told of
 KEPT_INCOMING = 3  # of a worker in a run: it has two leases at most
 
 
@@ -60,8 +62,11 @@ class Transfers:
 
     def __init__(self, hub: Coordinator) -> None:
         self._hub = hub
-        self.whole_bytes = WHOLE_BYTES
+        self.whole_bytes, self.busy = WHOLE_BYTES, BUSY
+        self._under_way: dict[str, str] = {}  # by a worker's address: the digest that it fetches
+        self._holders: dict[str, dict[str, None]] = {}  # by digest: trusted workers that have it whole, by address
         self._parcels_folder, self._incoming = hub.home / "parcels", hub.home / "incoming"
+        self._turn = 0
         self._parcels: dict[str, OrderedDict[Any, Parcel]] = {}  # by run, then by digest and by what it was made from
 
     # --- down -----------------------------------------------------------------------------------------------
@@ -74,14 +79,14 @@ class Transfers:
         if (parcel := self._known(run, key)) is None:
             digest = await self._hub.in_executor(lambda: hashlib.sha256(data).hexdigest())
             parcel = self._keep(run, key, Parcel(Announced(digest, len(data)), data=data))
-        return parcel.what.to_dict()
+        return self._announced(parcel)
 
     async def of_blob(self, run: Run, digest: str) -> bytes | dict[str, Any]:
         """A blob of the run, or its announcement. Raises HubError when it isn't here."""
         size = self._hub.blobs.size(digest)
         if size <= self.whole_bytes:
             return await self._hub.in_executor(self._hub.blobs.get, digest)
-        return self._keep(run, ("blob", digest), Parcel(Announced(digest, size), path=self._hub.blobs.path(digest))).what.to_dict()
+        return self._announced(self._keep(run, ("blob", digest), Parcel(Announced(digest, size), path=self._hub.blobs.path(digest))))
 
     async def of_version(self, run: Run, version: int) -> bytes | dict[str, Any]:
         """A version as its file has it, or its announcement. Raises HubError when it isn't kept."""
@@ -91,19 +96,36 @@ class Transfers:
         if (parcel := self._known(run, ("version", version))) is None:
             digest = await self._hub.in_executor(_digest_of_file, path)
             parcel = self._keep(run, ("version", version), Parcel(Announced(digest, size), path=path))
-        return parcel.what.to_dict()
+        return self._announced(parcel)
 
     async def of_reference(self, run: Run, reference: Reference) -> bytes | dict[str, Any]:
         """The reference whole, or its announcement: encoded once for all workers that ask."""
         state, key = reference.state, ("reference", reference.version, reference.digest)
         assert state is not None
         if (parcel := self._known(run, key)) is not None:
-            return parcel.what.to_dict()
+            return self._announced(parcel)
         data = await self._hub.in_executor(state.to_bytes)
         if len(data) <= self.whole_bytes:
             return data
         parcel = await self._hub.in_executor(self._written, data)
-        return self._keep(run, key, parcel).what.to_dict()
+        return self._announced(self._keep(run, key, parcel))
+
+    def _announced(self, parcel: Parcel) -> dict[str, Any]:
+        """The announcement; while many transfers are under way, with trusted workers that have it too."""
+        members = self._hub.members
+        self._under_way = {address: digest for address, digest in self._under_way.items() if address in members}
+        holders = [address for address in self._holders.get(parcel.what.digest, ()) if address in members]
+        if len(self._under_way) < self.busy or not holders:
+            return parcel.what.to_dict()
+        self._turn += 1
+        turned = [holders[(self._turn + i) % len(holders)] for i in range(min(len(holders), MOST_HOLDERS))]
+        return {**parcel.what.to_dict(), "from": turned}
+
+    def fetched(self, member: Member, digest: str) -> None:
+        """The worker has it whole."""
+        self._under_way.pop(member.address, None)
+        if member.trusted:
+            self._holders.setdefault(digest, {})[member.address] = None
 
     def _written(self, data: bytes) -> Parcel:
         """In a file, so that memory needn't hold it; where there is no room for one, in memory."""
@@ -134,6 +156,7 @@ class Transfers:
         return parcel
 
     def _drop(self, parcel: Parcel) -> None:
+        self._holders.pop(parcel.what.digest, None)
         others = (each.path for kept in self._parcels.values() for each in kept.values())
         if parcel.path is not None and parcel.path.parent == self._parcels_folder and parcel.path not in others:
             parcel.path.unlink(missing_ok=True)
@@ -150,6 +173,10 @@ class Transfers:
         data = await self._hub.in_executor(parcel.read, offset, min(want, size - offset))
         run.bytes_down += len(data)
         self._moves(run, member, "fetching", offset + len(data), size)
+        if offset + len(data) < size:
+            self._under_way[member.address] = digest
+        else:
+            self.fetched(member, digest)
         return {"data": data}
 
     # --- up -------------------------------------------------------------------------------------------------

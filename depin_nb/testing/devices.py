@@ -304,6 +304,11 @@ class SimulatedLink(links.HubLink):
             raise links.Dropped
         return Fiber.wait_for(lambda: self._asked(op, go, request))
 
+    def ask_peer(self, address: str, op: str, go: links.Go, **request: Any) -> Any:
+        if not go():
+            raise links.Dropped
+        return Fiber.wait_for(lambda: self.peer(address).call(op, **request))
+
     async def _asked(self, op: str, go: links.Go, request: dict[str, Any]) -> Any:
         call = asyncio.ensure_future(self.call(op, **request))
         call.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to hear it

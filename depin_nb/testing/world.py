@@ -93,6 +93,7 @@ class Hub:
         )
         if world.plan.part_bytes:
             self.coordinator.transfers.whole_bytes = self.coordinator.aggregation.whole_bytes = world.plan.part_bytes
+        self.coordinator.transfers.busy = 0 if world.plan.tree else self.coordinator.transfers.busy
         self.coordinator.aggregation.tree_bytes = 0 if world.plan.tree else sys.maxsize
         self.coordinator.new_run_id = world.new_run_id  # type: ignore[method-assign]
         self.plugin = CoordinatorPlugin(self.coordinator)

@@ -103,7 +103,7 @@ class Agent:
         device = self.device
         hub = HubLink(self.scheduler, address, Link(device.up_mbit_s, device.down_mbit_s, device.latency_ms / 1000))
         pacer = Pacer(device.speed) if device.simulated else None
-        incoming = Incoming(hub.ask, cache_of(config.home()), lambda: hub.down_part_bytes)
+        incoming = Incoming(hub.ask, cache_of(config.home()), lambda: hub.down_part_bytes, hub.ask_peer)
         runner = LeaseRunner(hub.ask, pacer, residuals=residuals_of(config.home(), self.name), incoming=incoming)
         aggregating = self._aggregating(hub)
         try:

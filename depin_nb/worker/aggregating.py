@@ -39,10 +39,10 @@ def folder_of(home: Path, worker: str) -> Path:
 
 
 class Aggregating:
-    """`handlers()` are for the agent's Dask worker: `depin_put` is called by workers, the others by the hub."""
+    """`handlers()` are for the agent's Dask worker: workers call `depin_put` and `depin_part`, the hub all but the first."""
 
     def __init__(self, hub: HubLink, folder: Path, cache: Cache, executor: Executor) -> None:
-        self._hub, self._folder, self._executor = hub, folder, executor
+        self._hub, self._folder, self._cache, self._executor = hub, folder, cache, executor
         self._incoming = Incoming(hub.ask, cache, lambda: hub.down_part_bytes)
         self._versions = Versions()
         self._placed: OrderedDict[str, dict[str, Any]] = OrderedDict()
@@ -117,14 +117,16 @@ class Aggregating:
             self._sums.popitem(last=False)
         return Announced(digest, len(data)).to_dict()
 
-    async def part(self, worker: str, digest: str, offset: int, want: int) -> dict[str, Any]:
-        """A part of a sum."""
-        data = self._sums.get(digest)
-        if data is None:
-            raise TransferGone("that sum isn't kept any more", digest=str(digest)[:64])
-        if type(offset) is not int or type(want) is not int or not 0 <= offset < len(data) or not 0 < want <= MAX_PART_BYTES:
-            raise UsageError(f"a part is of at most {MAX_PART_BYTES} bytes, from an offset below {len(data)} on")
-        return {"data": memoryview(data)[offset : offset + want]}
+    async def part(self, worker: str, digest: str, offset: int, want: int, run: str = "") -> dict[str, Any]:
+        """A part of a sum, or of a version or blob that is in the cache of this machine."""
+        if type(offset) is not int or type(want) is not int or offset < 0 or not 0 < want <= MAX_PART_BYTES:
+            raise UsageError(f"a part is of at most {MAX_PART_BYTES} bytes")
+        if (data := self._sums.get(digest)) is not None:
+            return {"data": memoryview(data)[offset : offset + want]}
+        part = await self._in_executor(partial(self._cache.part, digest, offset, want))
+        if part is None:
+            raise TransferGone("that isn't kept here any more", digest=str(digest)[:64])
+        return {"data": part}
 
     def _known(self, lease: str) -> dict[str, Any]:
         placed = self._placed.get(lease)

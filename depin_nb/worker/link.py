@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections.abc import Coroutine
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
@@ -81,7 +82,21 @@ class HubLink:
 
     def ask(self, op: str, go: Go, **request: Any) -> Any:
         """As `call`, from another thread. Raises Dropped as soon as `go` says stop."""
-        future: Future[Any] = asyncio.run_coroutine_threadsafe(self.call(op, **request), self._loop)
+        return self._wait_for(self.call(op, **request), op, go)
+
+    def ask_peer(self, address: str, op: str, go: Go, **request: Any) -> Any:
+        """As `ask`, another worker."""
+        return self._wait_for(self._of_peer(address, op, request), op, go)
+
+    async def _of_peer(self, address: str, op: str, request: dict[str, Any]) -> Any:
+        peer = self.peer(address)
+        try:
+            return await peer.call(op, **request)
+        finally:
+            await peer.close()
+
+    def _wait_for(self, call: Coroutine[Any, Any, Any], op: str, go: Go) -> Any:
+        future: Future[Any] = asyncio.run_coroutine_threadsafe(call, self._loop)
         while True:
             if not go():
                 future.cancel()

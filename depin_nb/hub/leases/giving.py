@@ -394,6 +394,7 @@ class Giving:
             group_samples=group_samples,
             group_size=part.group_size if part else (),
             base_iteration=entry.spec.first + len(entry.merged),
+            aggregator=self._hub.aggregation.aggregator_of(run, entry, rnd, member),
         )
         cost = self.worst(entry, member, len(units))
         run.budget = self._hub.purses.reserve(run, cost)

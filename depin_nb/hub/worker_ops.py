@@ -97,11 +97,12 @@ class WorkerOps:
 
     def __init__(self, hub: Coordinator) -> None:
         self._hub = hub
+        self._life = secrets.token_hex(8)
 
     def _member(self, worker: str) -> Member:
         member = self._hub.members.get(worker)
         if member is None:
-            raise HubError("this worker hasn't joined", hint="It must call depin_join first.")
+            raise HubError("this worker hasn't joined", hint="It must call depin_join first.", hub=self._life)
         member.seen_s = self._hub.clock.monotonic()
         return member
 
@@ -137,7 +138,7 @@ class WorkerOps:
         member = hub.members[worker]
         keep = hub.returning.joined(member, [i for i in held[:MAX_BROUGHT] if isinstance(i, str)])
         hub.changed.notify()
-        return {"session": member.session, "keep": keep, "later": [i for i in keep if i not in member.held]}
+        return {"session": member.session, "hub": self._life, "keep": keep, "later": [i for i in keep if i not in member.held]}
 
     def link(self, worker: str, data: bytes = b"", want: int = 0) -> dict[str, Any]:
         """Takes `data` and gives back `want` bytes: what a worker measures its link by, before it joins. Nothing is kept or counted."""
@@ -153,7 +154,7 @@ class WorkerOps:
         hub = self._hub
         member = hub.members.get(worker)
         if member is None:
-            return {"leave": True}
+            return {"leave": True, "hub": self._life}
         member.seen_s = hub.clock.monotonic()
         member.linked(link)
         self._drop_others(member, held)
@@ -288,7 +289,7 @@ class WorkerOps:
         handed in again, since an aggregator has lost their changes."""
         member = self._hub.members.get(worker)
         if member is None:
-            return {"go": False, "drop": list(held)}
+            return {"go": False, "drop": list(held), "hub": self._life}
         member.seen_s, member.chatty = self._hub.clock.monotonic(), True
         others = [i for i in held if i not in member.held]
         later = [i for i in others if self._hub.returning.expected(member, i)]

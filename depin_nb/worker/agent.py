@@ -174,6 +174,7 @@ class Agent:
                 self.facts["link"] = await hub.measured()
             held = self.serving.held
             answer = await hub.call("depin_join", profile=self.device.name, wallet=self.wallet, facts=self.facts, held=held)
+            hub.life = str(answer.get("hub", ""))
             await self.serving.returned(answer.get("keep", ()), answer.get("later", ()))
             log.info("%s has joined", self.name)
             if self._working is None:

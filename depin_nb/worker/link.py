@@ -58,6 +58,7 @@ class HubLink:
     """
 
     whole_bytes = up_part_bytes = down_part_bytes = WHOLE_BYTES
+    life = ""  # of the hub that was joined: another one may listen where it did
 
     def __init__(self, scheduler: str, worker: str, link: Link, *, clock: Clock | None = None) -> None:
         self.worker = worker
@@ -82,8 +83,14 @@ class HubLink:
                 self._gauge.passed(size_of(request), size_of(answer), self._clock.monotonic() - start_s)
         except OSError as error:
             raise HubDied(f"the hub does not answer ({op}: {error})") from None
-        if isinstance(answer, dict) and isinstance(answer.get("error"), dict):
-            raise typed(answer["error"])
+        if not isinstance(answer, dict):
+            return answer
+        refusal = typed(answer["error"]) if isinstance(answer.get("error"), dict) else None
+        hub = refusal.fields.get("hub") if refusal is not None else answer.get("hub")
+        if self.life and hub and hub != self.life:
+            raise HubDied(f"another hub is there, which hasn't been joined yet ({op})")
+        if refusal is not None:
+            raise refusal
         return answer
 
     def ask(self, op: str, go: Go, **request: Any) -> Any:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import platformdirs
 
+from .errors import ConfigError
+
 
 def home() -> Path:
     """The state folder: journal, chain, wallets, checkpoints, hub.json. Made, for this user only, if it isn't there."""
@@ -29,6 +31,20 @@ def user() -> str:
 def hub_file() -> Path:
     """JSON of the running hub: scheduler address, status API URL and token, dashboard, pid."""
     return home() / "hub.json"
+
+
+def tree_bytes(default: int) -> int:
+    """Beyond how many bytes of a round's changes trusted workers sum them up: `DEPIN_TREE_MB`, in MB (0 = always). Raises ConfigError."""
+    said = os.environ.get("DEPIN_TREE_MB", "")
+    if not said:
+        return default
+    try:
+        value = float(said)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e9:
+        raise ConfigError(f"DEPIN_TREE_MB={said!r} is not a number of megabytes", hint="Set it to a number such as 160, or unset it.")
+    return int(value * 1e6)
 
 
 def journal_file() -> Path:

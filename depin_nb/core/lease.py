@@ -103,6 +103,7 @@ class Lease:
 
     `units` are in loop order and, for `local` and solo, contiguous. For `sync` with several workers the lease is one rank's part of
     a gang: `gang` is the gang's id, `rank`/`size` the place in it, and unit i of the lease belongs to group `groups[i]`.
+    `aggregator`: the Dask address of the worker that takes its change in the hub's place; "" = the hub takes it with the report.
     `group_samples[i]` is the number of samples of the whole group of unit i, `group_size[i]` how many ranks take part in it.
     """
 
@@ -119,6 +120,7 @@ class Lease:
     group_samples: tuple[int, ...] = ()
     group_size: tuple[int, ...] = ()
     base_iteration: int = 0
+    aggregator: str = ""
 
     @property
     def first(self) -> int:

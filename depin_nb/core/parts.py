@@ -29,12 +29,17 @@ class Announced:
         return {"digest": self.digest, "bytes": self.size_bytes}
 
 
+def is_digest(value: Any) -> bool:
+    """Whether it is a sha256 in hexadecimal, and so fit for a file's name."""
+    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
+
+
 def announced(data: Any, *, max_bytes: int = MAX_ANNOUNCED_BYTES) -> Announced:
     """The announcement in `data`. Raises CodecError when it isn't one, or is of more than `max_bytes`."""
     if not isinstance(data, dict) or set(data) != {"digest", "bytes"}:
         raise CodecError("not the announcement of a transfer")
     digest, size = data["digest"], data["bytes"]
-    if not isinstance(digest, str) or not _DIGEST.fullmatch(digest) or type(size) is not int or size < 0:
+    if not is_digest(digest) or type(size) is not int or size < 0:
         raise CodecError("the announcement of a transfer is malformed")
     if size > max_bytes:
         raise CodecError(f"a transfer of {size} bytes is announced where at most {max_bytes} are allowed")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from depin_nb.core import errors
 from depin_nb.core.errors import DepinError, HubError
+from depin_nb.network.frames import beside, unframed
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +28,27 @@ def error_answer(error: BaseException) -> dict[str, Any]:
     if not isinstance(error, DepinError):
         log.error("an operation failed", exc_info=error)
     return {"error": error_of(error)}
+
+
+def answering(operation: Callable[..., Any]) -> Callable[..., Any]:
+    """An operation as Dask may call it: never raises, for exceptions would be pickled."""
+
+    signature = inspect.signature(operation)  # once: it takes longer than many an operation
+
+    async def handler(**request: Any) -> Any:
+        try:
+            signature.bind(**request)
+            if "data" in request:
+                request["data"] = unframed(request["data"])
+            answer = operation(**request)
+            return beside(await answer if inspect.isawaitable(answer) else answer)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            return error_answer(error)
+
+    handler.__name__ = f"depin_{operation.__name__}"
+    return handler
 
 
 def _plain(value: Any) -> Any:

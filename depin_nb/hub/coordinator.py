@@ -15,6 +15,7 @@ from depin_nb.core import errors
 from depin_nb.core.amount import DPN, Amount
 from depin_nb.core.errors import CodecError, DepinError, HubError, MoneyError, NoSuchRun
 from depin_nb.core.status import ENDED, Device, Status
+from depin_nb.hub.aggregation import Aggregation
 from depin_nb.hub.kernel_ops import KernelOps
 from depin_nb.hub.leases.closing import Closing
 from depin_nb.hub.leases.entry import Entry
@@ -113,6 +114,7 @@ class Coordinator:
         self.reopening = Reopening(self)
         self.checkpoints = Checkpoints(self, CheckpointFiles(home / "runs"))
         self.transfers = Transfers(self)
+        self.aggregation = Aggregation(self)
         self.kernel = KernelOps(self)
         self.workers = WorkerOps(self)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -201,6 +203,7 @@ class Coordinator:
         member = self.members.pop(address, None)
         if member is not None:
             self.taking.member_gone(member)
+            self.aggregation.lost(address)
             self.giving.dispatch()
             self.changed.notify()
 

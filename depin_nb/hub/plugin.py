@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import weakref
 from collections.abc import Callable
@@ -14,9 +13,9 @@ from distributed import Scheduler
 from distributed.comm.core import Comm
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-from depin_nb.hub.answers import error_answer
+from depin_nb.hub.answers import answering
 from depin_nb.hub.coordinator import Coordinator
-from depin_nb.network.frames import beside, unframed
+from depin_nb.hub.peers import Peer
 
 log = logging.getLogger(__name__)
 
@@ -26,28 +25,7 @@ KERNEL_OPS = (
     "needs", "output", "run_reopen",
 )  # fmt: skip
 SHARED_OPS = ("control", "status")  # kernels, displays and the command line
-WORKER_OPS = ("join", "lease", "entry", "blob", "version", "reduce", "report", "alive", "say", "link", "part", "put")
-
-
-def answering(operation: Callable[..., Any]) -> Callable[..., Any]:
-    """An operation as Dask may call it: never raises, for exceptions would be pickled."""
-
-    signature = inspect.signature(operation)  # once: it takes longer than many an operation
-
-    async def handler(**request: Any) -> Any:
-        try:
-            signature.bind(**request)
-            if "data" in request:
-                request["data"] = unframed(request["data"])
-            answer = operation(**request)
-            return beside(await answer if inspect.isawaitable(answer) else answer)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            return error_answer(error)
-
-    handler.__name__ = f"depin_{operation.__name__}"
-    return handler
+WORKER_OPS = ("join", "lease", "entry", "blob", "version", "reduce", "report", "alive", "say", "link", "part", "put", "placed")
 
 
 class CoordinatorPlugin(SchedulerPlugin):
@@ -100,6 +78,7 @@ class CoordinatorPlugin(SchedulerPlugin):
         for op in WORKER_OPS:
             scheduler.handlers[f"depin_{op}"] = answering(getattr(self.coordinator.workers, op))
         self.coordinator.connected = self._connected
+        self.coordinator.aggregation.dial = Peer
         if self._ticking is None:
             self._ticking = asyncio.get_running_loop().create_task(self._tick())
 

@@ -7,7 +7,6 @@ and written to files: the hub's memory holds one part of each transfer. All that
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 import secrets
 import shutil
@@ -15,13 +14,14 @@ from collections import OrderedDict
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from depin_nb.core import partly
 from depin_nb.core.errors import CodecError, TransferGone, UsageError
 from depin_nb.core.parts import MAX_PART_BYTES, WHOLE_BYTES, Announced, Buffer, announced, megabytes
 from depin_nb.core.state import State
-from depin_nb.core.storage import disk_full, is_full
 from depin_nb.hub.leases.members import Member
 from depin_nb.hub.run import Run
 from depin_nb.hub.versions.references import Reference
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from depin_nb.hub.coordinator import Coordinator
 
 KEPT_PARCELS = 24  # of a run: as many steps as are kept, and some versions
+BUSY = 4  # transfers under way from the hub: beyond that its uplink is what they wait for
+MOST_HOLDERS = 3  # that a worker is told of
 KEPT_INCOMING = 3  # of a worker in a run: it has two leases at most
 
 
@@ -62,8 +64,11 @@ class Transfers:
 
     def __init__(self, hub: Coordinator) -> None:
         self._hub = hub
-        self.whole_bytes = WHOLE_BYTES
+        self.whole_bytes, self.busy = WHOLE_BYTES, BUSY
+        self._under_way: dict[str, str] = {}  # by a worker's address: the digest that it fetches
+        self._holders: dict[str, dict[str, None]] = {}  # by digest: trusted workers that have it whole, by address
         self._parcels_folder, self._incoming = hub.home / "parcels", hub.home / "incoming"
+        self._turn = 0
         self._parcels: dict[str, OrderedDict[Any, Parcel]] = {}  # by run, then by digest and by what it was made from
 
     # --- down -----------------------------------------------------------------------------------------------
@@ -76,14 +81,14 @@ class Transfers:
         if (parcel := self._known(run, key)) is None:
             digest = await self._hub.in_executor(lambda: hashlib.sha256(data).hexdigest())
             parcel = self._keep(run, key, Parcel(Announced(digest, len(data)), data=data))
-        return parcel.what.to_dict()
+        return self._announced(parcel)
 
     async def of_blob(self, run: Run, digest: str) -> bytes | dict[str, Any]:
         """A blob of the run, or its announcement. Raises HubError when it isn't here."""
         size = self._hub.blobs.size(digest)
         if size <= self.whole_bytes:
             return await self._hub.in_executor(self._hub.blobs.get, digest)
-        return self._keep(run, ("blob", digest), Parcel(Announced(digest, size), path=self._hub.blobs.path(digest))).what.to_dict()
+        return self._announced(self._keep(run, ("blob", digest), Parcel(Announced(digest, size), path=self._hub.blobs.path(digest))))
 
     async def of_version(self, run: Run, version: int) -> bytes | dict[str, Any]:
         """A version as its file has it, or its announcement. Raises HubError when it isn't kept."""
@@ -93,18 +98,35 @@ class Transfers:
         if (parcel := self._known(run, ("version", version))) is None:
             digest = await self._hub.in_executor(_digest_of_file, path)
             parcel = self._keep(run, ("version", version), Parcel(Announced(digest, size), path=path))
-        return parcel.what.to_dict()
+        return self._announced(parcel)
 
     async def of_reference(self, run: Run, reference: Reference) -> bytes | dict[str, Any]:
         """The reference whole, or its announcement: encoded once for all workers that ask."""
         state, key = reference.state, ("reference", reference.version, reference.digest)
         assert state is not None
         if (parcel := self._known(run, key)) is not None:
-            return parcel.what.to_dict()
+            return self._announced(parcel)
         if state.nbytes() <= self.whole_bytes and len(data := await reference.to_bytes(self._hub.in_executor)) <= self.whole_bytes:
             return data
         parcel = await self._hub.in_executor(self._written, state)
-        return self._keep(run, key, parcel).what.to_dict()
+        return self._announced(self._keep(run, key, parcel))
+
+    def _announced(self, parcel: Parcel) -> dict[str, Any]:
+        """The announcement; while many transfers are under way, with trusted workers that have it too."""
+        members = self._hub.members
+        self._under_way = {address: digest for address, digest in self._under_way.items() if address in members}
+        holders = [address for address in self._holders.get(parcel.what.digest, ()) if address in members]
+        if len(self._under_way) < self.busy or not holders:
+            return parcel.what.to_dict()
+        self._turn += 1
+        turned = [holders[(self._turn + i) % len(holders)] for i in range(min(len(holders), MOST_HOLDERS))]
+        return {**parcel.what.to_dict(), "from": turned}
+
+    def fetched(self, member: Member, digest: str) -> None:
+        """The worker has it whole."""
+        self._under_way.pop(member.address, None)
+        if member.trusted:
+            self._holders.setdefault(digest, {})[member.address] = None
 
     def _written(self, state: State) -> Parcel:
         """In a file, so that memory needn't hold it; where there is no room for one, in memory."""
@@ -139,6 +161,7 @@ class Transfers:
         return parcel
 
     def _drop(self, parcel: Parcel) -> None:
+        self._holders.pop(parcel.what.digest, None)
         others = (each.path for kept in self._parcels.values() for each in kept.values())
         if parcel.path is not None and parcel.path.parent == self._parcels_folder and parcel.path not in others:
             parcel.path.unlink(missing_ok=True)
@@ -155,6 +178,10 @@ class Transfers:
         data = await self._hub.in_executor(parcel.read, offset, min(want, size - offset))
         run.bytes_down += len(data)
         self._moves(run, member, "fetching", offset + len(data), size)
+        if offset + len(data) < size:
+            self._under_way[member.address] = digest
+        else:
+            self.fetched(member, digest)
         return {"data": data}
 
     # --- up -------------------------------------------------------------------------------------------------
@@ -167,7 +194,9 @@ class Transfers:
         what = announced(about, max_bytes=self._hub.change_limit(run))
         if type(offset) is not int or not 0 <= offset <= what.size_bytes or not len(data) <= min(MAX_PART_BYTES, what.size_bytes - offset):
             raise UsageError(f"a part is of at most {MAX_PART_BYTES} bytes and lies within what was announced")
-        have = await self._hub.in_executor(self._append, self._path(run, member, what), offset, data)
+        path = self._path(run, member, what)
+        mine = f"{path.name.split('-')[0]}-*"
+        have = await self._hub.in_executor(partial(partly.append, path, offset, data, siblings=mine, keep=KEPT_INCOMING))
         run.bytes_up += len(data)
         self._moves(run, member, "sending", have, what.size_bytes)
         return {"have": have}
@@ -188,33 +217,10 @@ class Transfers:
         owner = hashlib.sha256(member.wallet.encode()).hexdigest()[:16]
         return self._incoming / checked_run_id(run.run_id) / f"{owner}-{what.digest}"
 
-    def _append(self, path: Path, offset: int, data: Buffer) -> int:
-        """Safe to repeat, also at once: bytes that are here are never written again, and there are no holes."""
-        try:
-            if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                mine = sorted(path.parent.glob(f"{path.name[:16]}-*"), key=lambda each: each.stat().st_mtime)
-                for old in mine[: max(0, len(mine) - KEPT_INCOMING + 1)]:
-                    old.unlink(missing_ok=True)
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-            try:
-                have = os.fstat(file).st_size
-                view = memoryview(data).cast("B")[max(0, have - offset) :] if offset <= have else memoryview(b"")
-                while view:
-                    written = os.pwrite(file, view, have)
-                    have, view = have + written, view[written:]
-                return have
-            finally:
-                os.close(file)
-        except OSError as error:
-            if is_full(error, path):
-                raise disk_full(path) from error
-            raise
-
     async def received(self, run: Run, member: Member, about: Any) -> Buffer:
         """The change that was sent in parts, whole, read from its file as it is used. Raises CodecError when it isn't what it should be."""
         what = announced(about, max_bytes=self._hub.change_limit(run))
-        return await self._hub.in_executor(_whole, self._path(run, member, what), what)
+        return await self._hub.in_executor(partly.whole, self._path(run, member, what), what)
 
     def used(self, run: Run, member: Member, about: Any) -> None:
         """The report was answered, one way or the other."""
@@ -245,17 +251,3 @@ class Transfers:
 def _digest_of_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _whole(path: Path, what: Announced) -> Buffer:
-    try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size != what.size_bytes:
-                raise CodecError("a change was reported before all of its parts were here")
-            view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) if what.size_bytes else memoryview(b"")
-    except FileNotFoundError:
-        raise CodecError("a change was reported before all of its parts were here") from None
-    if hashlib.sha256(view).hexdigest() != what.digest:
-        path.unlink(missing_ok=True)
-        raise CodecError("the parts of a change don't make what its digest says")
-    return view

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from depin_nb.core.errors import CodecError, HubError, UsageError
 from depin_nb.core.lease import Report
 from depin_nb.core.parts import Buffer
+from depin_nb.hub.aggregation import Parked
 from depin_nb.hub.leases.entry import OUT, Entry, LeaseRecord
 from depin_nb.hub.leases.members import Member, member_of
 from depin_nb.hub.run import Run
@@ -85,16 +86,23 @@ def _sent(report: dict[str, Any]) -> Any:
     return extra.get("sent") if isinstance(extra, dict) and not report.get("change") else None
 
 
+def _at(report: dict[str, Any]) -> Any:
+    """Where a report says that its change is, None where it is here."""
+    extra = report.get("extra")
+    return extra.get("at") if isinstance(extra, dict) and not report.get("change") else None
+
+
 class WorkerOps:
     """One method for each operation, by the protocol's names and arguments. Errors are raised; the plugin makes them data."""
 
     def __init__(self, hub: Coordinator) -> None:
         self._hub = hub
+        self._life = secrets.token_hex(8)
 
     def _member(self, worker: str) -> Member:
         member = self._hub.members.get(worker)
         if member is None:
-            raise HubError("this worker hasn't joined", hint="It must call depin_join first.")
+            raise HubError("this worker hasn't joined", hint="It must call depin_join first.", hub=self._life)
         member.seen_s = self._hub.clock.monotonic()
         return member
 
@@ -121,6 +129,7 @@ class WorkerOps:
             raise UsageError("a worker joins with its address and its wallet's public key")
         if (before := hub.members.pop(worker, None)) is not None:
             hub.taking.member_gone(before)
+            hub.aggregation.lost(worker)
         hub.members[worker] = member_of(
             worker, profile, wallet, facts if isinstance(facts, dict) else {}, secrets.token_hex(8), hub.clock.monotonic()
         )
@@ -129,7 +138,7 @@ class WorkerOps:
         member = hub.members[worker]
         keep = hub.returning.joined(member, [i for i in held[:MAX_BROUGHT] if isinstance(i, str)])
         hub.changed.notify()
-        return {"session": member.session, "keep": keep, "later": [i for i in keep if i not in member.held]}
+        return {"session": member.session, "hub": self._life, "keep": keep, "later": [i for i in keep if i not in member.held]}
 
     def link(self, worker: str, data: bytes = b"", want: int = 0) -> dict[str, Any]:
         """Takes `data` and gives back `want` bytes: what a worker measures its link by, before it joins. Nothing is kept or counted."""
@@ -145,7 +154,7 @@ class WorkerOps:
         hub = self._hub
         member = hub.members.get(worker)
         if member is None:
-            return {"leave": True}
+            return {"leave": True, "hub": self._life}
         member.seen_s = hub.clock.monotonic()
         member.linked(link)
         self._drop_others(member, held)
@@ -276,14 +285,22 @@ class WorkerOps:
         return {"data": mean}
 
     def alive(self, worker: str, lease: str, held: Sequence[str] = ()) -> dict[str, Any]:
-        """`go`: whether the lease at work is wanted; of `held`, `drop` aren't, and `later` aren't to be handed in yet."""
+        """`go`: whether the lease at work is wanted; of `held`, `drop` aren't, `later` aren't to be handed in yet, and `again` are to be
+        handed in again, since an aggregator has lost their changes."""
         member = self._hub.members.get(worker)
         if member is None:
-            return {"go": False, "drop": list(held)}
+            return {"go": False, "drop": list(held), "hub": self._life}
         member.seen_s, member.chatty = self._hub.clock.monotonic(), True
         others = [i for i in held if i not in member.held]
         later = [i for i in others if self._hub.returning.expected(member, i)]
-        return {"go": lease in member.held or lease in later, "drop": [i for i in others if i not in later], "later": later}
+        drop = [i for i in others if i not in later and not self._hub.aggregation.keeps(i)]
+        again = self._hub.aggregation.wanted_again(member, held)
+        return {"go": lease in member.held or lease in later, "drop": drop, "later": later, **({"again": again} if again else {})}
+
+    def placed(self, worker: str, lease: str) -> dict[str, Any]:
+        """For an aggregator: of which run and version a lease is, or `{"refused"}`."""
+        self._member(worker)
+        return self._hub.aggregation.placed(worker, lease)
 
     def say(self, worker: str, run: str, lease: str, data: bytes) -> dict[str, Any]:
         """What a whole cell said: kept in order for the kernel, as far as there is room. Only from the worker that holds the lease."""
@@ -312,28 +329,37 @@ class WorkerOps:
         if run is None or entry is None or record is None or record.state is not LeaseState.LEASED:
             return {"accepted": False, "reason": LATE}
         record.go(Trigger.SUBMIT)
+        data: Buffer
+        change: Held | Parked | None
         now = hub.clock.monotonic()
         try:
             checked = checked_report(report, record)
             run.bytes_up += len(checked.change) + len(checked.left) + sum(map(len, checked.logs))
-            run.change_bytes = run.change_bytes if record.lease.final else len(checked.change)
             await self._earlier_merges(run, entry, record)
-            data: Buffer = checked.change
-            if (sent := _sent(report)) is not None:
+            data, parked = checked.change, _at(report)
+            if parked is not None:
+                change = await hub.aggregation.checked(run, record, parked, _sent(report))
+                if change is None and record.at(LeaseState.SUBMITTED):
+                    hub.aggregation.out_again(run, record)
+                    return {"accepted": False, "direct": True, "reason": "its aggregator can't take it"}
+            elif (sent := _sent(report)) is not None:
                 data = await hub.transfers.received(run, member, sent)
-            base = run.weights
-            if record.lease.base_version != run.version:  # late: it is read against the version that it was made from
-                base = await hub.in_executor(hub.states.open, run.run_id, record.lease.base_version)
-            change = await hub.in_executor(self._held, data, base, hub.change_limit(run), entry.spec.strategy.bits)
+            if parked is None:
+                base = run.weights
+                if record.lease.base_version != run.version:  # late: it is read against the version that it was made from
+                    base = await hub.in_executor(hub.states.open, run.run_id, record.lease.base_version)
+                change = await hub.in_executor(self._held, data, base, hub.change_limit(run), entry.spec.strategy.bits)
         except CodecError as error:
             return self._rejected(run, entry, record, error)
         except (HubError, OSError) as error:
             return self._unread(run, entry, record, error)
         finally:
-            if (sent := _sent(report)) is not None:
+            if _at(report) is None and (sent := _sent(report)) is not None:
                 hub.transfers.used(run, member, sent)
         if not record.at(LeaseState.SUBMITTED):
             return {"accepted": False, "reason": record.reason or LATE}
+        assert change is not None
+        run.change_bytes = run.change_bytes if record.lease.final else change.nbytes
         self._accepted(run, entry, record, checked, change, now)
         return {"accepted": not record.at(LeaseState.OPEN), "reason": record.reason}
 
@@ -375,7 +401,7 @@ class WorkerOps:
             self._hub.giving.dispatch()
         return {"accepted": False, "reason": reason}
 
-    def _accepted(self, run: Run, entry: Entry, record: LeaseRecord, report: Report, change: Held, now: float) -> None:
+    def _accepted(self, run: Run, entry: Entry, record: LeaseRecord, report: Report, change: Held | Parked, now: float) -> None:
         hub, member = self._hub, record.member
         took_s = record.took_s = now - (record.given_s if record.begun_s is None else record.begun_s)
         # a log is kept once, in the result: the change's bytes are not needed any more
@@ -386,7 +412,8 @@ class WorkerOps:
         member.held.pop(record.lease.lease_id, None)
         member.seen_s = hub.clock.monotonic()
         known = record.pace.overhead_s is not None and report.done == len(record.lease.units)
-        member.measured(run.run_id, report.done, report.seconds, took_s, record.pace.expected_s if known else 0.0)
+        if not record.again:  # by then it only travels
+            member.measured(run.run_id, report.done, report.seconds, took_s, record.pace.expected_s if known else 0.0)
         run.tally(member, hub.prices).ended(run.clock(now), min(report.seconds, took_s))
         hub.taking.begin_next(member, now)
         rnd = next(r for r in entry.rounds if record in r.records)

@@ -27,7 +27,7 @@ from ..worker.agent import Agent
 from ..worker.gauge import Gauge
 from .histories import DevicePlan, Fault
 from .virtual import Fiber, Process
-from .world import NOTICED_S, Comm, World
+from .world import NOTICED_S, Comm, Peer, World
 
 WIDTH = 300  # values of the parameter: more than a block, so that 4-bit changes are quantised
 NOTICED_SOON_S = 0.05
@@ -143,9 +143,10 @@ class Device:
             name = f"tcp://{self.plan.name}/{self.lives}"
             self.process = Process(name)
             Device.by_process[name] = self
-            device = replace(profile(self.plan.profile), simulated=False, up_mbit_s=0.0, down_mbit_s=0.0, latency_ms=0.0)
+            kind = "local" if self.plan.trusted else self.plan.profile
+            device = replace(profile(kind), simulated=False, up_mbit_s=0.0, down_mbit_s=0.0, latency_ms=0.0)
             outside = Process.current.set(self.process)
-            agent = Agent(name, self.plan.name, device, "depin")
+            agent = Agent(name, self.plan.name, device, "local" if self.plan.trusted else "depin")
             Process.current.reset(outside)
             try:
                 await self._connect(agent, self.process)
@@ -161,8 +162,11 @@ class Device:
             if not process.alive:  # it was killed while no hub was there
                 return
             self.comm, self.address, self.back_s = Comm(), f"{process.name}/{number}", RETRY_S
+            agent.handlers = {} if self.plan.trusted else None
+            self.world.serving[self.address] = process, {} if agent.handlers is None else agent.handlers
             serving = process.start(agent._serve(self.address))
             await asyncio.wait({serving})
+            del self.world.serving[self.address]
             problem = None if serving.cancelled() else serving.exception()
             if problem is not None and not isinstance(problem, HubDied):
                 self.world.tell(f"{self.plan.name} ends: {problem!r}")
@@ -306,6 +310,11 @@ class SimulatedLink(links.HubLink):
         if bytes_ := self._device.world.plan.part_bytes:
             self.whole_bytes = self.up_part_bytes = self.down_part_bytes = bytes_
 
+    def peer(self, address: str) -> Any:
+        peer: Any = Peer(self._device.world, address, self.worker, self._device.travel)
+        peer.whole_bytes, peer.up_part_bytes = self.whole_bytes, self.up_part_bytes
+        return peer
+
     def __getattr__(self, op: str) -> Callable[..., Any]:
         if not op.startswith("depin_"):
             raise AttributeError(op)
@@ -315,6 +324,11 @@ class SimulatedLink(links.HubLink):
         if not go():
             raise links.Dropped
         return Fiber.wait_for(lambda: self._asked(op, go, request))
+
+    def ask_peer(self, address: str, op: str, go: links.Go, **request: Any) -> Any:
+        if not go():
+            raise links.Dropped
+        return Fiber.wait_for(lambda: self.peer(address).call(op, **request))
 
     async def _asked(self, op: str, go: links.Go, request: dict[str, Any]) -> Any:
         call = asyncio.ensure_future(self.call(op, **request))
@@ -350,16 +364,17 @@ def _cache_folder() -> Path:
 def simulated(wallets: Any) -> Iterator[None]:
     """The agent with this link, this body, and facts that cost nothing."""
     from ..ledger import wallet as wallet_module
-    from ..worker import residuals, transfer
+    from ..worker import aggregating, residuals, transfer
 
     told = {"compiles": True, "speed": 1.0}
     patches: list[tuple[Any, str, Any]] = [
         (links, "HubLink", SimulatedLink),
         (record, "WorkerHalf", SumHalf),
-        (facts, "facts", lambda name, device, backend: {**told, "name": name, "backend": backend, "simulated": True}),
+        (facts, "facts", lambda name, device, backend: {**told, "name": name, "backend": backend, "simulated": backend != "local"}),
         (wallet_module, "Wallets", lambda: wallets),
         (residuals, "residuals_of", lambda home, worker: residuals.Residuals()),  # none outlives its process
         (transfer, "cache_of", lambda home: transfer.Cache(_cache_folder())),
+        (aggregating, "folder_of", lambda home, worker: _cache_folder() / "aggregating" / worker),
         (links.Go, "wait", lambda go, seconds: Fiber.wait_for(lambda: asyncio.sleep(seconds))),
         (agents, "_warm_up", lambda: None),
     ]

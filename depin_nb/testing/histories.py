@@ -69,6 +69,7 @@ class DevicePlan:
     latency_s: float
     joins_s: float
     unsteady: float = 0.0
+    trusted: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ class NotebookPlan:
 @dataclass(frozen=True)
 class History:
     """`seed` alone makes it; `faults` may be fewer than were drawn. `ends`: how the hub is ended last, `closed` or `killed`.
-    `part_bytes`: what is larger travels in parts of so many bytes, 0 = as in ordinary runs. `one_machine`: its devices share a cache."""
+    `part_bytes`: what is larger travels in parts of so many bytes, 0 = as in ordinary runs. `one_machine`: its devices share a cache.
+    `tree`: trusted devices sum up the others' changes, however small."""
 
     seed: int
     devices: tuple[DevicePlan, ...]
@@ -108,15 +110,18 @@ class History:
     ends: str
     part_bytes: int = 0
     one_machine: bool = False
+    tree: bool = False
 
     def __str__(self) -> str:
         parts = f", parts of {self.part_bytes} bytes" if self.part_bytes else ""
+        parts += ", a tree of aggregators" if self.tree else ""
         machine = ", all on one machine" if self.one_machine else ""
         lines = [f"history {self.seed}: the hub is {self.ends} at the end{parts}{machine}"]
-        lines += [
-            f"  {d.name}: {d.profile}, speed {d.speed:g}, {d.latency_s:g} s away, joins at {d.joins_s:g} s, {d.unsteady:g} unsteady"
-            for d in self.devices
-        ]
+        for d in self.devices:
+            kind = "local, trusted" if d.trusted else d.profile
+            lines.append(
+                f"  {d.name}: {kind}, speed {d.speed:g}, {d.latency_s:g} s away, joins at {d.joins_s:g} s, {d.unsteady:g} unsteady"
+            )
         for n in self.notebooks:
             left = "" if n.leaves_at is None else f", {n.how} at {n.leaves_at}"
             money = "" if n.budget is None else f", budget {n.budget} %"
@@ -159,11 +164,16 @@ def history(seed: int) -> History:
     part_bytes, one_machine = rng.choice((0, 0, 300, 700)), rng.random() < 0.5
     if part_bytes:
         faults += tuple(_broken_transfer(rng, devices) for _ in range(rng.choice((0, 1, 2))))
+    tree = bool(part_bytes) and rng.random() < 0.6
+    if tree:
+        devices = _with_aggregators(rng, devices)
+        notebooks = tuple(_summed(rng, n) for n in notebooks)
+        faults += tuple(_lost_aggregator(rng, devices) for _ in range(rng.choice((0, 1, 2))))
     faults += tuple(
         Fault("hub", back.choice(devices).name, back.choice((1, 1, 2, 2, 3, 4)), back.choice(HUB_DIES_AT))
         for _ in range(back.choice((0, 0, 1, 2)))
     )
-    return History(seed, devices, notebooks, faults, tuple(range(len(faults))), ends, part_bytes, one_machine)
+    return History(seed, devices, notebooks, faults, tuple(range(len(faults))), ends, part_bytes, one_machine, tree)
 
 
 def _notebook(rng: random.Random, name: str) -> NotebookPlan:
@@ -215,6 +225,30 @@ def _fault(rng: random.Random, devices: tuple[DevicePlan, ...], notebooks: tuple
 def _broken_transfer(rng: random.Random, devices: tuple[DevicePlan, ...]) -> Fault:
     kind = rng.choice(("cut", "cut", "kill", "stop", "vanish", "late", "duplicate"))
     return Fault(kind, rng.choice(devices).name, rng.choice((1, 1, 2, 3, 4)), "parts", rng.choice((0.1, 1.0, 5.0, 20.0)))
+
+
+def _with_aggregators(rng: random.Random, devices: tuple[DevicePlan, ...]) -> tuple[DevicePlan, ...]:
+    """At least three, so that there is something to sum up; the first is trusted, and often slow: it has the others' changes meanwhile."""
+    more = tuple(replace(devices[0], name=f"w{i + 1}", speed=rng.choice((1.0, 3.0))) for i in range(len(devices), 3))
+    speed = devices[0].speed * rng.choice((0.3, 0.5, 1.0))
+    rest = (replace(d, trusted=rng.random() < 0.4) for d in (*devices[1:], *more))
+    return replace(devices[0], speed=round(max(0.25, speed), 2), trusted=True), *rest
+
+
+def _summed(rng: random.Random, notebook: NotebookPlan) -> NotebookPlan:
+    """Mostly a loop of which changes are summed up."""
+    if rng.random() < 0.2 and notebook.strategy != "sync":  # a gang of slow and unsteady devices never ends in time
+        return notebook
+    strategy = rng.choice(("local", "local, 4 bits", "local, quick to merge"))
+    return replace(notebook, leaves_at=None, strategy=strategy, total=rng.choice((8, 12, 17, 24)))
+
+
+def _lost_aggregator(rng: random.Random, devices: tuple[DevicePlan, ...]) -> Fault:
+    """Mostly when it is the last one at work: the others' changes wait at it."""
+    trusted = [d.name for d in devices if d.trusted]
+    kind = rng.choice(("kill", "kill", "vanish", "cut", "stop", "hub", "hub"))
+    point = rng.choice(("works", "reports", "reported") if kind == "hub" else ("asks", "works", "works", "reports", "reported"))
+    return Fault(kind, rng.choice(trusted), rng.choice((1, 2, 3, 4)), point, 0.0 if kind == "hub" else rng.choice((0.1, 1.0, 20.0)))
 
 
 def shrunk(found: History, fails: Callable[[History], bool]) -> History:

@@ -24,6 +24,8 @@ from .serving import LEAVE_S, Serving
 if TYPE_CHECKING:
     from distributed import Worker
 
+    from .aggregating import Aggregating
+    from .link import Go, HubLink
     from .runner import Ask, LeaseRunner
 
 log = logging.getLogger(__name__)
@@ -49,13 +51,19 @@ class Agent:
         self.scheduler, self.name, self.device, self.patience_s = scheduler, name, device, patience_s
         self.facts = {**facts(name, device, backend), "process": secrets.token_hex(8)}
         self.wallet = Wallets().device(name).address  # its key stays in its file
+        self.handlers: dict[str, Any] | None = None  # of the Dask worker: what other workers and the hub may ask of this one
         self._leaving = asyncio.Event()
+        self._sums = ThreadPoolExecutor(1, thread_name_prefix="depin-sums")
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="depin", initializer=_one_thread)
         self._link = Link(device.up_mbit_s, device.down_mbit_s, device.latency_ms / 1000)
         pacer = Pacer(device.speed) if device.simulated else None
 
         def runner(ask: Ask) -> LeaseRunner:
-            incoming = Incoming(ask, cache_of(config.home()), lambda: self.serving.down_part_bytes)
+
+            def ask_peer(address: str, op: str, go: Go, **request: Any) -> Any:
+                return self.serving.ask_peer(address, op, go, **request)
+
+            incoming = Incoming(ask, cache_of(config.home()), lambda: self.serving.down_part_bytes, ask_peer)
             return LeaseRunner(ask, pacer, residuals=residuals_of(config.home(), name), incoming=incoming)
 
         self.serving = Serving(runner, self._executor, name)
@@ -85,7 +93,8 @@ class Agent:
             if self._working is not None:
                 self._working.cancel()
             await self.serving.stop()
-            self._executor.shutdown(wait=False, cancel_futures=True)
+            for executor in (self._executor, self._sums):
+                executor.shutdown(wait=False, cancel_futures=True)
         return 0
 
     async def _dial(self) -> Worker | None:
@@ -134,6 +143,7 @@ class Agent:
 
     async def _beside(self, worker: Worker, leaving: asyncio.Task[Any]) -> None:
         """Serves the hub that the worker has reached, until it is gone or says leave."""
+        self.handlers = worker.handlers
         serving = asyncio.create_task(self._serve(worker.address, worker.scheduler.address))
         finished = asyncio.create_task(worker.finished())
         try:
@@ -158,20 +168,36 @@ class Agent:
         from .link import HubLink
 
         hub = HubLink(scheduler or self.scheduler, address, self._link)
+        aggregating = self._aggregating(hub)
         try:
             if "link" not in self.facts:
                 self.facts["link"] = await hub.measured()
             held = self.serving.held
             answer = await hub.call("depin_join", profile=self.device.name, wallet=self.wallet, facts=self.facts, held=held)
+            hub.life = str(answer.get("hub", ""))
             await self.serving.returned(answer.get("keep", ()), answer.get("later", ()))
             log.info("%s has joined", self.name)
             if self._working is None:
                 asyncio.get_running_loop().run_in_executor(self._executor, _warm_up)
                 self._working = asyncio.create_task(self.serving.work())
-            await self.serving.serve(hub)
+            await self.serving.serve(hub, serves=aggregating is not None)
             self.leave()
         finally:
+            if aggregating is not None:
+                aggregating.close()
             await hub.close()
+
+    def _aggregating(self, hub: HubLink) -> Aggregating | None:
+        """Lets other workers hand in their changes here; a *simulated* device is behind a network that nobody gets into."""
+        from ..hub.answers import answering
+        from .aggregating import Aggregating, folder_of
+        from .transfer import cache_of
+
+        if self.handlers is None or self.device.simulated:
+            return None
+        aggregating = Aggregating(hub, folder_of(config.home(), self.name), cache_of(config.home()), self._sums)
+        self.handlers.update({f"depin_{op}": answering(call) for op, call in aggregating.handlers().items()})
+        return aggregating
 
 
 async def _listens(address: str) -> bool:

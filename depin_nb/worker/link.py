@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections.abc import Coroutine
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
@@ -26,6 +27,7 @@ LINK_COUNTS = (4, 16)  # so many at once; more where the first were through too 
 _STEP_S = 0.1
 _FASTEST_S = 1e-4  # what the clock and the event loop can tell apart
 _SURE_S = 0.02
+PEER_S = 60.0  # for one part
 
 
 class Dropped(Exception):
@@ -56,6 +58,7 @@ class HubLink:
     """
 
     whole_bytes = up_part_bytes = down_part_bytes = WHOLE_BYTES
+    life = ""  # of the hub that was joined: another one may listen where it did
 
     def __init__(self, scheduler: str, worker: str, link: Link, *, clock: Clock | None = None) -> None:
         self.worker = worker
@@ -80,13 +83,33 @@ class HubLink:
                 self._gauge.passed(size_of(request), size_of(answer), self._clock.monotonic() - start_s)
         except OSError as error:
             raise HubDied(f"the hub does not answer ({op}: {error})") from None
-        if isinstance(answer, dict) and isinstance(answer.get("error"), dict):
-            raise typed(answer["error"])
+        if not isinstance(answer, dict):
+            return answer
+        refusal = typed(answer["error"]) if isinstance(answer.get("error"), dict) else None
+        hub = refusal.fields.get("hub") if refusal is not None else answer.get("hub")
+        if self.life and hub and hub != self.life:
+            raise HubDied(f"another hub is there, which hasn't been joined yet ({op})")
+        if refusal is not None:
+            raise refusal
         return answer
 
     def ask(self, op: str, go: Go, **request: Any) -> Any:
         """As `call`, from another thread. Raises Dropped as soon as `go` says stop."""
-        future: Future[Any] = asyncio.run_coroutine_threadsafe(self.call(op, **request), self._loop)
+        return self._wait_for(self.call(op, **request), op, go)
+
+    def ask_peer(self, address: str, op: str, go: Go, **request: Any) -> Any:
+        """As `ask`, another worker."""
+        return self._wait_for(self._of_peer(address, op, request), op, go)
+
+    async def _of_peer(self, address: str, op: str, request: dict[str, Any]) -> Any:
+        peer = self.peer(address)
+        try:
+            return await peer.call(op, **request)
+        finally:
+            await peer.close()
+
+    def _wait_for(self, call: Coroutine[Any, Any, Any], op: str, go: Go) -> Any:
+        future: Future[Any] = asyncio.run_coroutine_threadsafe(call, self._loop)
         while True:
             if not go():
                 future.cancel()
@@ -129,5 +152,21 @@ class HubLink:
         await self.call("depin_link", **request)
         return self._clock.monotonic()
 
+    def peer(self, address: str) -> HubLink:
+        """Calls to another worker, over the same link of this one."""
+        peer = PeerLink(address, self.worker, self._link, clock=self._clock)
+        peer.whole_bytes, peer.up_part_bytes, peer.down_part_bytes = self.whole_bytes, self.up_part_bytes, self.down_part_bytes
+        return peer
+
     async def close(self) -> None:
         await self._rpc.close_rpc()
+
+
+class PeerLink(HubLink):
+    """Calls to another worker: one that doesn't answer within PEER_S counts as gone."""
+
+    async def call(self, op: str, *, shaped: bool = True, **request: Any) -> Any:
+        try:
+            return await asyncio.wait_for(super().call(op, shaped=shaped, **request), PEER_S)
+        except TimeoutError:
+            raise HubDied(f"{op}: no answer within {PEER_S:g} s") from None

@@ -11,15 +11,15 @@ from collections import deque
 from collections.abc import Callable, Collection
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DepinError, HubDied
 from ..core.lease import Lease, Report
 from ..core.parts import WHOLE_BYTES
+from .handing import hand_in
 from .link import Go
 from .runner import failure
-from .transfer import hand_in
 
 if TYPE_CHECKING:
     from .link import HubLink
@@ -44,6 +44,7 @@ class Held:
     finished: Finished | None = None
     report: Report | None = None
     taken: bool = False
+    parked: bool = False  # its change is at an aggregator, and no merge is known that holds it
 
     @property
     def nbytes(self) -> int:
@@ -63,6 +64,7 @@ class Serving:
         self._runner = runner(self.ask)
         self.leases = 0  # handed in
         self._hub: HubLink | None = None
+        self._serves = False
         self._held: dict[str, Held] = {}
         self._ahead: deque[Held] = deque()
         self._done: deque[Held] = deque()
@@ -87,11 +89,11 @@ class Serving:
         self._later = set(later)
         again = [held for held in self._taken if held.lease.lease_id in keep]
         self._taken.clear()
-        for held in [h for i, h in self._held.items() if i not in keep]:
-            held.go.stop()
-        self._held = {held.lease.lease_id: held for held in again} | self._held
-        self._done.extendleft(reversed(again))
-        await self._tell()
+        for lease_id, held in self._held.items():
+            held.lease = replace(held.lease, aggregator="")  # what was arranged for it went with the hub
+            if lease_id not in keep:
+                held.go.stop()
+        await self._hand_in_again(again)
 
     @property
     def down_part_bytes(self) -> int:
@@ -104,9 +106,18 @@ class Serving:
             raise HubDied(f"no hub is there ({op})")
         return self._hub.ask(op, go, **request)
 
-    async def serve(self, hub: HubLink) -> None:
-        """Returns when the hub says leave. Raises HubDied when it is gone; what is held is for the next one."""
-        self._hub = hub
+    def ask_peer(self, address: str, op: str, go: Go, **request: Any) -> Any:
+        """As `HubLink.ask_peer`, over the same link."""
+        if self._hub is None:
+            raise HubDied(f"no hub is there ({op})")
+        return self._hub.ask_peer(address, op, go, **request)
+
+    async def serve(self, hub: HubLink, *, serves: bool = False) -> None:
+        """Returns when the hub says leave. Raises HubDied when it is gone; what is held is for the next one.
+
+        `serves`: others' changes may be here, so that the hub has to know that this worker is.
+        """
+        self._hub, self._serves = hub, serves
         tasks = [asyncio.create_task(part(hub)) for part in (self._ask, self._report, self._listen)]
         for task in tasks:
             task.add_done_callback(_seen)  # the first one's exception is raised; the others end for the same reason, some later
@@ -138,7 +149,7 @@ class Serving:
             async with self._changed:
                 await self._changed.wait_for(lambda: len(self._ahead) < (AHEAD if self._at_work is not None else AHEAD + 1))
             link = await hub.changed()
-            answer = await hub.call("depin_lease", timeout_s=LEASE_POLL_S, held=list(self._held), link=link)
+            answer = await hub.call("depin_lease", timeout_s=LEASE_POLL_S, held=self._named(), link=link)
             if answer.get("leave"):
                 return
             if answer.get("lease"):
@@ -187,7 +198,7 @@ class Serving:
             if held is None:
                 continue
             if held.go() and held.report is not None:
-                answer = await hand_in(hub, held.report)
+                answer, held.parked = await hand_in(hub, held.lease, held.report)
                 if answer.get("again"):
                     self._later.add(held.lease.lease_id)
                     continue
@@ -218,9 +229,9 @@ class Serving:
         """Tells the hub that this worker is there, and learns which of its leases aren't wanted any more."""
         while True:
             await asyncio.sleep(ALIVE_INTERVAL_S)
-            if not self._held:
+            asked = self._named()
+            if not asked and not self._serves:
                 continue
-            asked = list(self._held)
             try:
                 answer = await hub.call("depin_alive", shaped=False, lease=self.lease_id, held=asked)
             except DepinError as error:
@@ -231,6 +242,10 @@ class Serving:
             if self._later != (later := set(answer.get("later", ()))):
                 self._later = later
                 await self._tell()
+            if lost := [h for h in self._taken if h.parked and h.lease.lease_id in answer.get("again", ())]:
+                await self._hand_in_again(lost)
+            for taken in self._taken:
+                taken.parked = taken.parked and taken.lease.lease_id not in answer.get("drop", ())
             for lease_id in answer.get("drop", ()):
                 held = self._held.get(lease_id)
                 if held is not None and held not in self._done:  # a report that travels gets its own answer
@@ -238,8 +253,21 @@ class Serving:
 
     # --- keeping and dropping ---------------------------------------------------------------------------------
 
+    def _named(self) -> list[str]:
+        """The leases in hand, and those whose changes an aggregator may yet lose."""
+        return [*(h.lease.lease_id for h in self._taken if h.parked), *self._held]
+
+    async def _hand_in_again(self, lost: Collection[Held]) -> None:
+        """Taken reports go to the hub once more, which takes the change itself."""
+        self._taken = deque(h for h in self._taken if h not in lost)
+        for held in lost:
+            held.lease, held.parked = replace(held.lease, aggregator=""), False
+        self._held = {held.lease.lease_id: held for held in lost} | self._held
+        self._done.extendleft(reversed([*lost]))
+        await self._tell()
+
     def _keep(self, held: Held) -> None:
-        """An accepted report, in case the hub is killed before it is merged."""
+        """An accepted report, in case the hub is killed before it is merged, or the aggregator that has its change."""
         if held.lease.gang:
             return
         self._taken.append(held)

@@ -16,9 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from ..core.errors import CodecError, HubDied, HubError, TransferGone
+from ..core.errors import CodecError, DepinError, HubDied, HubError, TransferGone
 from ..core.lease import Report
-from ..core.parts import MAX_PART_BYTES, WHOLE_BYTES, Announced, Buffer, announced
+from ..core.parts import MAX_PART_BYTES, WHOLE_BYTES, Announced, Buffer, announced, is_digest
 from .link import Dropped, Go
 
 log = logging.getLogger(__name__)
@@ -61,6 +61,19 @@ class Cache:
         with suppress(OSError):
             path.unlink()
         return None
+
+    def part(self, digest: str, offset: int, want: int) -> bytes | None:
+        """Part of a thing that is here whole, for another worker, who checks its digest; None where it isn't here."""
+        if self._folder is None or not is_digest(digest):
+            return None
+        try:
+            file = os.open(self._folder / digest, os.O_RDONLY)
+        except OSError:
+            return None
+        try:
+            return os.pread(file, want, offset)
+        finally:
+            os.close(file)
 
     def put(self, digest: str, data: Buffer) -> None:
         """Keeps what came in one message, for other workers of this machine."""
@@ -105,6 +118,7 @@ class Cache:
                     os.replace(path, folder / what.digest)
                     break
             finally:
+                fcntl.flock(file, fcntl.LOCK_UN)  # a mapping of it has a descriptor of its own, which would keep the lock
                 os.close(file)
             if not go():
                 raise Dropped
@@ -147,18 +161,31 @@ def cache_of(home: Path) -> Cache:
 
 
 class Incoming:
-    """Resolves what the hub announced. `ask(op, go, **request)` asks the hub from the thread that computes."""
+    """Resolves what the hub announced. `ask(op, go, **request)` asks the hub from the thread that computes, `ask_peer(address, op, go,
+    **request)` a worker that has it too; where that fails, the hub gives the rest."""
 
-    def __init__(self, ask: Callable[..., Any], cache: Cache, part_bytes: Callable[[], int] = lambda: WHOLE_BYTES) -> None:
-        self._ask, self._cache, self._part_bytes = ask, cache, part_bytes
+    def __init__(
+        self,
+        ask: Callable[..., Any],
+        cache: Cache,
+        part_bytes: Callable[[], int] = lambda: WHOLE_BYTES,
+        ask_peer: Callable[..., Any] | None = None,
+    ) -> None:
+        self._ask, self._cache, self._part_bytes, self._ask_peer = ask, cache, part_bytes, ask_peer
 
     def whole(self, data: Any, run_id: str, go: Go) -> Buffer:
         """`data` itself, or what it announces."""
         if isinstance(data, (bytes, bytearray, memoryview)):
             return data
-        what = announced(data)
+        holders = holders_of(data)
+        what = announced({name: value for name, value in data.items() if name != "from"} if isinstance(data, dict) else data)
 
         def part(offset: int, want: int) -> Buffer:
+            while holders and self._ask_peer is not None:
+                try:
+                    return self._ask_peer(holders[0], "depin_part", go, run=run_id, digest=what.digest, offset=offset, want=want)["data"]
+                except (DepinError, KeyError, TypeError) as error:
+                    log.info("%s doesn't have it (any more): %s", holders.pop(0), error)
             for attempt in range(1, TRIES + 1):
                 try:
                     return self._ask("depin_part", go, run=run_id, digest=what.digest, offset=offset, want=want)["data"]
@@ -167,7 +194,14 @@ class Incoming:
                         raise
             raise AssertionError
 
-        return self._cache.fetch(what, part, go, min(self._part_bytes(), MAX_PART_BYTES))
+        size = min(self._part_bytes(), MAX_PART_BYTES)
+        try:
+            return self._cache.fetch(what, part, go, size)
+        except CodecError:
+            if not holders:
+                raise
+            holders.clear()  # what one of them gave isn't what it should be
+            return self._cache.fetch(what, part, go, size)
 
     def blob(self, digest: str, run_id: str, go: Go) -> bytes:
         """A blob, from this machine or from the hub. (Its digest is checked by who keeps it.)"""
@@ -181,6 +215,12 @@ class Incoming:
     def _blob(self, digest: str, run_id: str, go: Go) -> tuple[Any, bytes]:
         answer = self._ask("depin_blob", go, run=run_id, digest=digest)["data"]
         return answer, bytes(self.whole(answer, run_id, go))
+
+
+def holders_of(data: Any) -> list[str]:
+    """The workers that an announcement names."""
+    said = data.get("from", ()) if isinstance(data, dict) else ()
+    return [address for address in said if isinstance(address, str)] if isinstance(said, (list, tuple)) else []
 
 
 def again_if_gone(call: Callable[[], T]) -> T:
@@ -206,15 +246,23 @@ async def hand_in(hub: Calls, report: Report) -> dict[str, Any]:
     lacks. Raises HubDied as `call` does: then call it again."""
     if len(report.change) <= hub.whole_bytes:
         return await hub.call("depin_report", report=report.to_dict())
+    sent = await put_parts(hub, report)
+    if "refused" in sent:
+        return {"accepted": False, "reason": str(sent["refused"])}
+    return await hub.call("depin_report", report={**report.to_dict(), "change": b"", "extra": {**report.extra, "sent": sent}})
+
+
+async def put_parts(to: Calls, report: Report) -> dict[str, Any]:
+    """The report's change goes to `to` in parts, from the one on that it lacks. Its announcement, or `{"refused": reason}`."""
     change = memoryview(report.change)
     digest = await asyncio.get_running_loop().run_in_executor(None, lambda: hashlib.sha256(change).hexdigest())
     about = Announced(digest, len(change)).to_dict()
     at, restarts = 0, 0
     while at < len(change):
-        part = change[at : at + min(hub.up_part_bytes, MAX_PART_BYTES)]
-        answer = await _again(lambda at=at, part=part: hub.call("depin_put", lease=report.lease_id, about=about, offset=at, data=part))  # type: ignore[misc]
+        part = change[at : at + min(to.up_part_bytes, MAX_PART_BYTES)]
+        answer = await _again(lambda at=at, part=part: to.call("depin_put", lease=report.lease_id, about=about, offset=at, data=part))  # type: ignore[misc]
         if "refused" in answer:
-            return {"accepted": False, "reason": str(answer["refused"])}
+            return answer
         have = answer.get("have")
         if type(have) is not int or not 0 <= have <= len(change):
             raise HubError("the hub's answer to a part makes no sense")
@@ -223,7 +271,7 @@ async def hand_in(hub: Calls, report: Report) -> dict[str, Any]:
             if restarts > RESTARTS:
                 raise HubError("a change can't be handed in: the hub loses its parts")
         at = have
-    return await hub.call("depin_report", report={**report.to_dict(), "change": b"", "extra": {**report.extra, "sent": about}})
+    return about
 
 
 async def _again(call: Callable[[], Awaitable[Any]]) -> Any:

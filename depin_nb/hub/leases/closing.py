@@ -27,12 +27,14 @@ class Closing:
     def ready(self, run: Run, entry: Entry, rnd: Round) -> bool:
         """Whether the round closes now. What is out of one that does is in the next round then."""
         if rnd.out:
-            if not self._goes_ahead(run, entry, rnd):
+            if not self._goes_ahead(run, entry, rnd) or self._hub.aggregation.awaits(run, entry, rnd):
                 return False
             self._leave_late(run, entry, rnd)
         elif rnd.accepted and self._awaits_fresh(run, entry, rnd):
             return False
-        return not rnd.accepted or not self._hub.giving.awaits(run, entry, rnd)
+        if not rnd.accepted:
+            return True
+        return not (self._hub.giving.awaits(run, entry, rnd) or self._hub.aggregation.awaits(run, entry, rnd))
 
     @staticmethod
     def _may_leave(run: Run, entry: Entry) -> bool:

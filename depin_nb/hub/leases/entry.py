@@ -19,6 +19,7 @@ from depin_nb.hub.wake import Signal
 from depin_nb.training.lifecycle import LeaseState, Trigger, advance
 
 if TYPE_CHECKING:
+    from depin_nb.hub.aggregation import Parked, Sum
     from depin_nb.hub.leases.gang import GangCall
     from depin_nb.hub.versions.spool import Held
 
@@ -44,10 +45,11 @@ class LeaseRecord:
     begun_s: float | None = None
     state: LeaseState = LeaseState.OPEN
     report: Report | None = None
-    change: Held | None = None
+    change: Held | Parked | None = None
     reason: str = ""
     twin: LeaseRecord | None = None
     spare: bool = False
+    again: bool = False  # its change was lost with its aggregator: its worker hands it in again
     took_s: float = 0.0  # from beginning to report, by the hub's clock
     charge: Charge | None = None  # what its run's share was charged with
 
@@ -100,6 +102,9 @@ class Round:
     records: list[LeaseRecord] = field(default_factory=list)
     gang: GangCall | None = None
     lost: set[int] = field(default_factory=set)
+    aggregators: dict[str, str] | None = None  # by worker, both by address; None = not decided yet
+    sums: dict[str, Sum] = field(default_factory=dict)  # by aggregator
+    gathering: bool = False
     merging: bool = False
     committed: bool = False
     looked_s: float = -math.inf  # when its leases were last looked at for all idle members, how many they were,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from depin_nb.core.amount import Amount
 from depin_nb.core.lease import SOLO_SEATS, Lease, Unit
 from depin_nb.hub.answers import error_of
-from depin_nb.hub.leases.entry import Entry, LeaseRecord, Round
+from depin_nb.hub.leases.entry import OUT, Entry, LeaseRecord, Round
 from depin_nb.hub.leases.gang import GangCall
 from depin_nb.hub.leases.members import Member
 from depin_nb.hub.leases.rounds import (
@@ -205,7 +205,7 @@ class Giving:
         if any(r.merging for r in entry.rounds):
             return
         rnd = entry.round
-        if rnd is not None and rnd.fresh:
+        if rnd is not None and any(r.state in (*OUT, LeaseState.ACCEPTED) for r in rnd.fresh):  # not only late ones
             self._join_round(run, entry, rnd)
             self._fill(run, entry, rnd)
             self._double(run, entry, rnd)
@@ -394,6 +394,7 @@ class Giving:
             group_samples=group_samples,
             group_size=part.group_size if part else (),
             base_iteration=entry.spec.first + len(entry.merged),
+            aggregator=self._hub.aggregation.aggregator_of(run, entry, rnd, member),
         )
         cost = self.worst(entry, member, len(units))
         run.budget = self._hub.purses.reserve(run, cost)

@@ -25,6 +25,7 @@ MAX_HELD = 2  # leases of a member: one at work, one ahead
 LINK = {"up_mbit_s": 1e7, "down_mbit_s": 1e7, "latency_ms": 1e6}  # what a link is, and what each is at most
 MEMORY_MARGIN = 1.25  # the probe's figure is an estimate: allocators fragment, batches differ
 MAX_MEMORY_BYTES = 1 << 50
+EDGE = ("phone", "laptop", "single-board")  # profiles of devices that are never asked to serve others
 KINDS = ("local", "phone", "laptop", "single-board", "cloud")
 
 
@@ -141,6 +142,11 @@ class Member:
         """Takes its link as it measured it anew; what can't be isn't believed."""
         for name, value in _link(said).items():
             setattr(self, name, value)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether it may sum up others' changes: the user's own machine or cloud, never a device of others."""
+        return not self.simulated and self.backend != "depin" and self.profile not in EDGE
 
     @property
     def free(self) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from depin_nb.core.amount import Amount
 from depin_nb.core.lease import StrategyConfig, Unit, drawn_digest
 from depin_nb.core.state import State
+from depin_nb.hub.aggregation import Parked
 from depin_nb.hub.answers import error_of
 from depin_nb.hub.leases.entry import OUT, Entry, LeaseRecord, Result, Round
 from depin_nb.hub.records import resumable
@@ -102,6 +103,9 @@ class Commits:
         try:
             if entry.halt == "failed":  # an earlier merge, on which this one builds
                 self._forget(run, rnd)
+            elif self._hub.aggregation.awaits(run, entry, rnd):  # the loop was left meanwhile: other leases than were summed up
+                rnd.merging = False
+                return
             else:
                 await self._commit(run, entry, rnd)
         except Exception as error:
@@ -111,7 +115,8 @@ class Commits:
             self._forget(run, rnd)
             run.say("failed", self._hub.clock.now(), f"A merge failed: {error}")
         finally:
-            entry.rounds.remove(rnd)
+            if rnd.merging:
+                entry.rounds.remove(rnd)
             entry.changed.notify()
             self._hub.changed.notify()
             self._hub.giving.dispatch()
@@ -135,7 +140,8 @@ class Commits:
             version += 1
             base, limit, relief = run.weights, hub.change_limit(run), Relief()
             assert base is not None
-            contributions = [self._contribution(run, r, r.change, base, limit, relief) for r in kept if r.change is not None]
+            contributions = [self._contribution(run, r, r.change, base, limit, relief) for r in kept if isinstance(r.change, Held)]
+            contributions += [hub.aggregation.contribution(at, each, base, limit, relief) for at, each in rnd.sums.items()]
             outer, config = run.outer or OuterState(), entry.spec.strategy
             assert rnd.base_version == run.version, "a round merges into the version that its newest leases began from"
             merged = await hub.in_executor(self._merge, run.run_id, version, base, contributions, config, outer, relief)
@@ -257,7 +263,8 @@ class Commits:
             name = hub.states.name(run.run_id, version)
             merge_row = MergeRow(version, entry.entry_id, rnd.base_version, done, samples, tuple(sorted(points)), name, now)
             late = sum(r.lease.base_version != rnd.base_version for r in kept)
-            run.say("merged", now, version=version, iterations=done, leases=len(kept), late=late)
+            summed = sum(isinstance(r.change, Parked) for r in kept)
+            run.say("merged", now, version=version, iterations=done, leases=len(kept), late=late, summed=summed)
         backlog, events = run.drain()
         cap = None if run.cap is None else run.cap.to_dict()
 

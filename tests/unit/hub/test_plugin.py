@@ -50,7 +50,7 @@ def test_an_entry_over_rpc(tmp_path: Path):
             worker = RemoteWorker(hub, "a")
             worker.remote = remote
             answer = await remote.rpc.depin_join(worker=worker.address, profile="phone", wallet=worker.wallet, facts={"name": "a"})
-            assert set(answer) == {"session", "keep", "later"}
+            assert set(answer) == {"session", "hub", "keep", "later"}
             serving = asyncio.ensure_future(worker._work())
 
             run = (await kernel.depin_run_start(name="n", where="w", strategy="auto", budget="$1", backend="depin", source=""))["run_id"]

@@ -212,6 +212,32 @@ def test_parts_are_bounded_before_anything_is_kept(tmp_path: Path):
     asyncio.run(main())
 
 
+def test_while_the_hub_is_busy_trusted_workers_that_have_it_are_named(tmp_path: Path):
+    async def main():
+        async with hub_in(tmp_path) as hub, entry(hub) as (run, _, digest):
+            hub.coordinator.transfers.busy = 2
+            trusted, *phones = workers = [FakeWorker(hub, "local-1", "local"), *(FakeWorker(hub, f"phone-{i}") for i in range(3))]
+            for worker in workers:
+                simulated = worker is not trusted
+                facts = {"name": worker.name, "backend": "depin" if simulated else "local", "simulated": simulated}
+                worker.ops.join(worker.address, worker.profile, worker.wallet, facts)
+
+            async def announced(worker):
+                return (await worker.ops.blob(worker.address, run, digest))["data"]
+
+            for worker in (trusted, phones[0]):  # nobody waits yet
+                what = await announced(worker)
+                assert set(what) == {"digest", "bytes"}
+                await parts(worker, run, what, 4000)
+            for worker in phones[1:]:
+                await worker.ops.part(worker.address, run, digest, 0, 100)
+            assert (await announced(phones[0]))["from"] == [trusted.address]  # a phone has it too, and is never asked
+            hub.coordinator.worker_lost(trusted.address)
+            assert "from" not in await announced(phones[0])
+
+    asyncio.run(main())
+
+
 def test_a_long_transfer_is_shown(tmp_path: Path):
     async def main():
         async with hub_in(tmp_path) as hub, entry(hub) as (run, _, _):

@@ -179,6 +179,42 @@ def test_what_is_gone_is_asked_for_anew(tmp_path):
     assert asked == ["depin_blob", "depin_part", "depin_blob", "depin_part"]
 
 
+def test_a_holder_gives_the_parts_and_the_hub_where_it_cannot(tmp_path):
+    asked = []
+
+    def hub(op, go, **request):
+        asked.append("hub")
+        return {"data": THING[request["offset"] : request["offset"] + request["want"]]}
+
+    def holders(address, op, go, **request):
+        asked.append(address)
+        if address == "gone" or (address == "half" and request["offset"] >= 6000):
+            raise HubDied("not there")
+        data = bytes(10_000) if address == "wrong" else THING
+        return {"data": data[request["offset"] : request["offset"] + request["want"]]}
+
+    def fetched_from(*names):
+        asked.clear()
+        incoming = Incoming(hub, Cache(tmp_path / "-".join(names)), lambda: 3000, holders)
+        assert bytes(incoming.whole({**WHAT.to_dict(), "from": list(names)}, "run-1", Go())) == THING
+        return list(asked)
+
+    assert fetched_from("good") == ["good"] * 4
+    assert fetched_from("gone", "good") == ["gone"] + ["good"] * 4
+    assert fetched_from("half") == ["half"] * 3 + ["hub"] * 2
+    assert fetched_from("wrong") == ["wrong"] * 4 + ["hub"] * 4
+    assert bytes(Incoming(hub, Cache()).whole({**WHAT.to_dict(), "from": ["good"]}, "run-1", Go())) == THING
+
+
+def test_a_holder_gives_what_it_has_whole_and_no_other_file(tmp_path):
+    cache = Cache(tmp_path / "cache")
+    fetched(cache, Source())
+    (tmp_path / "secret").write_text("secret")
+    assert cache.part(WHAT.digest, 9000, 5000) == THING[9000:]
+    for wrong in ("../secret", "0" * 64, None, 7):
+        assert cache.part(wrong, 0, 10) is None
+
+
 class Hub:
     """Takes parts as the real one does; at the calls in `breaks` the answer is lost, at those in `forgets` all that it had."""
 

@@ -180,10 +180,10 @@ class Hub:
     # --- what the status API shows and steers -------------------------------------------------------
 
     def snapshot(self) -> dict[str, Any]:
-        return {"hub": self._hub(), **self.coordinator.kernel.status()}
+        return {"hub": self._hub(), **self.coordinator.shared.status()}
 
     async def control(self, run: str, action: str, value: Any) -> dict[str, Any]:
-        answer = await self.coordinator.kernel.control(run, action, value)
+        answer = await self.coordinator.shared.control(run, action, value)
         return dict(answer["status"])
 
     def shut_down(self) -> None:

@@ -32,6 +32,7 @@ from depin_nb.hub.records.reopening import REOPEN_S, Reopening
 from depin_nb.hub.records.replays import ReplayFiles
 from depin_nb.hub.records.resuming import Resuming
 from depin_nb.hub.run import Run
+from depin_nb.hub.shared_ops import SharedOps
 from depin_nb.hub.snapshot import device_of, status_of
 from depin_nb.hub.transfers import Transfers
 from depin_nb.hub.trouble import explained
@@ -116,6 +117,7 @@ class Coordinator:
         self.transfers = Transfers(self)
         self.aggregation = Aggregation(self)
         self.kernel = KernelOps(self)
+        self.shared = SharedOps(self)
         self.workers = WorkerOps(self)
         self._tasks: set[asyncio.Task[Any]] = set()
 

@@ -74,7 +74,7 @@ class CoordinatorPlugin(SchedulerPlugin):
         for op in KERNEL_OPS:
             scheduler.handlers[f"depin_{op}"] = self._from_kernel(getattr(self.coordinator.kernel, op))
         for op in SHARED_OPS:
-            scheduler.handlers[f"depin_{op}"] = answering(getattr(self.coordinator.kernel, op))
+            scheduler.handlers[f"depin_{op}"] = answering(getattr(self.coordinator.shared, op))
         for op in WORKER_OPS:
             scheduler.handlers[f"depin_{op}"] = answering(getattr(self.coordinator.workers, op))
         self.coordinator.connected = self._connected

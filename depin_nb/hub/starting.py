@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from depin_nb.core.amount import DPN, Amount
+from depin_nb.core.amount import DPN, Amount, parse
 from depin_nb.core.errors import MoneyError
 from depin_nb.hub.leases.shares import claim_of
 from depin_nb.hub.records import resumable
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from depin_nb.hub.records.resuming import Past
 
 MAX_NOTICE = 500
+
+
+def amount_of(value: Any) -> Amount | None:
+    """A budget as it may come: None, an Amount's dict, or text such as `$0.10`. Raises AmountError."""
+    if value is None or isinstance(value, Amount):
+        return value
+    return Amount.from_dict(value) if isinstance(value, dict) else parse(str(value))
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def test_a_raised_budget_goes_on_and_warns_at_four_fifths(tmp_path: Path):
             kernel = await Kernel.open(hub, budget=one.times(10).to_dict())
             await kernel.enter(hub.spec(LOCAL, 30), first_state())
             assert await kernel.loop(30) == "budget"
-            await hub.coordinator.kernel.control(kernel.run_id, "budget", one.times(30).to_dict())
+            await hub.coordinator.shared.control(kernel.run_id, "budget", one.times(30).to_dict())
             assert await hub.coordinator.in_books(hub.ledger.accrued, kernel.run_id) == {"a": one.times(10).units}
             while len(kernel.counted()) < 30:
                 await asyncio.wait_for(kernel.ops.results(kernel.run_id, kernel.entry, len(kernel.counted()), 5), 10)
@@ -110,14 +110,14 @@ def test_pause_holds_and_resume_goes_on(tmp_path: Path):
             await kernel.enter(hub.spec(LOCAL, 20), first_state())
             playing = asyncio.ensure_future(kernel.loop(20))
             await worker.on_lease.wait()
-            await hub.coordinator.kernel.control(kernel.run_id, "pause")
+            await hub.coordinator.shared.control(kernel.run_id, "pause")
             worker.gate.set()
             entry = hub.coordinator.runs[kernel.run_id].entry
             while entry.busy:
                 await asyncio.sleep(0)
             assert len(worker.leases) == 1
             assert (await kernel.ops.results(kernel.run_id, kernel.entry, 0, 0))["state"] == "paused"
-            await hub.coordinator.kernel.control(kernel.run_id, "resume")
+            await hub.coordinator.shared.control(kernel.run_id, "resume")
             assert await playing == "running"
             assert kernel.counted() == list(range(20))
 
@@ -137,7 +137,7 @@ def test_stop_ends_with_the_last_merge(tmp_path: Path, strategy):
             playing = asyncio.ensure_future(kernel.loop(60))
             first = [asyncio.ensure_future(w.troubled.get()) for w in workers]
             await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-            await hub.coordinator.kernel.control(kernel.run_id, "stop")
+            await hub.coordinator.shared.control(kernel.run_id, "stop")
             assert await playing == "stopped"
             state = await kernel.close("interrupt")
             assert int(state.tensors["bn/n"]) == len(kernel.logs) == len(kernel.counted()) > 0
@@ -185,7 +185,7 @@ def test_a_silent_kernel_interrupts_its_run_only(tmp_path: Path):
         async with hub_in(tmp_path) as hub:
             kernel, other = await Kernel.open(hub), await Kernel.open(hub)
             hub.clock.at_s += 100
-            hub.coordinator.kernel.status(other.run_id)
+            hub.coordinator.shared.status(other.run_id)
             hub.clock.at_s += 100
             hub.coordinator.tick()
             while kernel.run_id in hub.coordinator.runs:
@@ -285,7 +285,7 @@ def test_a_killed_hub_is_opened_again_with_nothing_lost_or_paid_twice(tmp_path: 
             assert report.ok, report.problems
             assert sum(r.units_by_chain for r in report.rows) == one.times(done).units
             assert await hub.coordinator.recover() == []
-            status = hub.coordinator.kernel.status(run_id)["status"]
+            status = hub.coordinator.shared.status(run_id)["status"]
             assert (status["state"], status["iterations_done"], status["merges"]) == ("interrupted", done, 3)
             assert status["tokens_paid"]["units"] == one.times(done).units
             FakeWorker(hub, "b").start()
@@ -308,7 +308,7 @@ def test_status_is_plain_and_complete(tmp_path: Path):
             hub.clock.at_s += 2
             await kernel.loop(24)
             hub.clock.at_s += 1
-            everything = hub.coordinator.kernel.status()
+            everything = hub.coordinator.shared.status()
             status = Status.from_dict(json.loads(json.dumps(everything["runs"][0])))
             assert [w["name"] for w in everything["workers"]] == ["w0"]
             assert (status.iterations_done, status.iterations_total, status.samples_done) == (24, 24, 48)

@@ -131,8 +131,8 @@ def test_a_solo_entry_whose_worker_is_another_process_is_shipped_again(tmp_path:
 
 def test_what_its_user_had_asked_for_holds(tmp_path: Path):
     async def paused(hub: Hub, kernel: Kernel, worker: Worker) -> None:
-        await hub.coordinator.kernel.control(kernel.run_id, "budget", "$3.00")
-        await hub.coordinator.kernel.control(kernel.run_id, "pause")
+        await hub.coordinator.shared.control(kernel.run_id, "budget", "$3.00")
+        await hub.coordinator.shared.control(kernel.run_id, "pause")
 
     async def after(kernel: Kernel) -> None:
         async with hub_in(tmp_path) as hub:

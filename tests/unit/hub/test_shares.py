@@ -209,7 +209,7 @@ def test_weight_and_priority_hold_between_solo_runs_and_can_be_changed(tmp_path:
             assert room.used[low.run_id] == pytest.approx(8, abs=2)
             assert room.used[a.run_id] == pytest.approx(54, abs=3)
             assert room.used[b.run_id] == pytest.approx(18, abs=3)
-            status = (await a.ops.control(low.run_id, "share", {"weight": 1, "priority": "high"}))["status"]
+            status = (await hub.coordinator.shared.control(low.run_id, "share", {"weight": 1, "priority": "high"}))["status"]
             assert (status["user"], status["priority"]) == ("c", "high")
             room.used.clear()
             for _ in range(40):
@@ -217,7 +217,7 @@ def test_weight_and_priority_hold_between_solo_runs_and_can_be_changed(tmp_path:
             assert room.used[low.run_id] == pytest.approx(36, abs=2)
             for wrong in ({}, {"weight": None}, {"weight": -1}, "high", {"user": "root"}):
                 with pytest.raises(UsageError):
-                    await a.ops.control(a.run_id, "share", wrong)
+                    await hub.coordinator.shared.control(a.run_id, "share", wrong)
 
     run(main())
 

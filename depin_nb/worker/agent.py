@@ -22,9 +22,8 @@ from ..hub.info import HubInfo
 from .serving import LEAVE_S, Serving
 
 if TYPE_CHECKING:
-    from distributed import Worker
-
     from .aggregating import Aggregating
+    from .dask import Worker
     from .link import Go, HubLink
     from .runner import Ask, LeaseRunner
 
@@ -35,6 +34,8 @@ PATIENCE_S = 60.0  # how long a worker dials after its hub is gone
 FIRST_RETRY_S = 0.1
 LONGEST_RETRY_S = 2.0
 CONNECT_S = 2.0
+# why a Dask worker closes when it has lost its scheduler, or another one is in its place
+CUT = ("worker-handle-scheduler-connection-broken", "worker-heartbeat-missing", "worker-heartbeat-error")
 
 
 class Agent:
@@ -125,7 +126,7 @@ class Agent:
             yield info.scheduler
 
     def _worker(self, scheduler: str) -> Worker:
-        from distributed import Worker
+        from .dask import Worker
 
         return Worker(
             scheduler,
@@ -148,10 +149,8 @@ class Agent:
         finished = asyncio.create_task(worker.finished())
         try:
             await asyncio.wait([serving, finished, leaving], return_when=asyncio.FIRST_COMPLETED)
-            if finished.done() and not leaving.done():
-                await asyncio.wait([serving], timeout=CONNECT_S)
-                if not serving.done():  # the hub is there: somebody has retired this worker
-                    self.leave()
+            if finished.done() and not leaving.done() and worker.closed_for not in CUT:  # somebody has retired this worker
+                self.leave()
             if serving.done() and (problem := serving.exception()) is not None:
                 log.warning("%s has lost its hub: %s", self.name, problem)
                 if not isinstance(problem, HubDied):

@@ -106,6 +106,11 @@ class Member:
             # the first lease opens the program and warms torch up: it says nothing about the next ones
             kept[run_id] = value if count <= 2 else SMOOTHING * value + (1 - SMOOTHING) * kept[run_id]
 
+    def overdue(self, run_id: str, seconds_per_iteration: float) -> None:
+        """A lease wasn't done in time: half as fast is expected from now on, until a lease is measured. Else a gang of devices that are
+        much slower than they say would be given up for ever."""
+        self.rates[run_id] = self.rate(run_id, seconds_per_iteration) / 2
+
     def forget(self, run_id: str) -> None:
         """The run has ended."""
         for kept in (self.rejected, self.leases, self.rates, self.overheads, self.ratios):

@@ -56,6 +56,7 @@ class Watch:
                     if entry.spec.limit_s and not entry.halt:
                         entry.halt, entry.error = "failed", error_of(_took_too_long(entry.spec.limit_s))
                     run.say("expired", self._hub.clock.now(), f"{record.member.worker_id} was too late; its iterations are leased again.")
+                    record.member.overdue(run.run_id, entry.spec.seconds_per_iteration)
                     self._hub.taking.withdraw(run, entry, record, Trigger.EXPIRE, "past its deadline")
                     entry.expired[record.lease.lease_id] = record
             self._check_silence(run, entry, now)

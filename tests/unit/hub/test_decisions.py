@@ -272,3 +272,13 @@ def test_an_abort_frees_those_who_wait():
         assert gang.aborted == "a rank is gone"
 
     meet(work)
+
+
+def test_who_was_too_late_gets_twice_the_time_until_it_is_measured():
+    member = member_of("tcp://a", "phone", "w", {"speed": 0.5}, "s", 0.0)
+    assert member.rate("r", 0.1) == 5.0
+    member.overdue("r", 0.1)
+    member.overdue("r", 0.1)
+    assert member.rate("r", 0.1) == 1.25
+    member.measured("r", 10, 4.0, 4.0)
+    assert member.rate("r", 0.1) == 2.5

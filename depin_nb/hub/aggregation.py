@@ -82,7 +82,7 @@ class Aggregation:
         if self.dial is None or rnd.kind != "local" or entry.spec.contiguous or run.weights is None or entry.is_final():
             return ""
         if rnd.aggregators is None:
-            able = sorted(self._hub.giving.members(run), key=lambda m: m.worker_id)  # as rounds are dealt out
+            able = sorted(self._hub.muster.members(run), key=lambda m: m.worker_id)  # as rounds are dealt out
             each = run.change_bytes or tree.expected_bytes(run.weights, entry.spec.strategy)
             trusted = {m.address: m.up_mbit_s for m in able if m.trusted}
             names = [m.address for m in able]

@@ -20,7 +20,9 @@ from depin_nb.hub.kernel_ops import KernelOps
 from depin_nb.hub.leases.closing import Closing
 from depin_nb.hub.leases.entry import Entry
 from depin_nb.hub.leases.giving import Giving
+from depin_nb.hub.leases.lending import Lending
 from depin_nb.hub.leases.members import Member, Members
+from depin_nb.hub.leases.muster import Muster
 from depin_nb.hub.leases.purses import Purses
 from depin_nb.hub.leases.returning import Returning
 from depin_nb.hub.leases.taking import Taking
@@ -105,6 +107,8 @@ class Coordinator:
         self.last_rejection: dict[str, CodecError] = {}
         self.changed = Signal()
         self.purses = Purses(self, user_budget)
+        self.muster = Muster(self)
+        self.lending = Lending(self)
         self.giving = Giving(self)
         self.taking = Taking(self)
         self.watch = Watch(self)

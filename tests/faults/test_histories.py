@@ -58,7 +58,8 @@ def half_written(path, data):
     """As files were written before: a full disk leaves a part behind."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
-        file.write(data)
+        for part in [data] if isinstance(data, bytes) else data:
+            file.write(part)
         blobs.os.fsync(file.fileno())
     temporary.replace(path)
 

@@ -65,7 +65,7 @@ class Closing:
     def _awaits_fresh(self, run: Run, entry: Entry, rnd: Round) -> bool:
         """Late changes alone aren't a merge: they would be all of it. They wait for others, as long as others can come."""
         late = all(r.lease.base_version != rnd.base_version for r in rnd.accepted)
-        return late and rnd.kind == "local" and self._may_leave(run, entry) and bool(self._hub.giving.members(run))
+        return late and rnd.kind == "local" and self._may_leave(run, entry) and bool(self._hub.muster.members(run))
 
     def _leave_late(self, run: Run, entry: Entry, rnd: Round) -> None:
         """What is still out belongs to the next merge; what would be too old by then is leased again."""

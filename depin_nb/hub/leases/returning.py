@@ -140,7 +140,7 @@ class Returning:
 
     def _give_back(self, run: Run, entry: Entry, row: Lent, member: Member, rnd: Round) -> bool:
         hub = self._hub
-        cost = hub.giving.worst(entry, member, len(row.indices))
+        cost = hub.lending.worst(entry, member, len(row.indices))
         if not hub.purses.allows(run, cost):
             self._give_up(run, entry, row, "the budget doesn't allow it")
             return False
@@ -148,7 +148,7 @@ class Returning:
         units = entry.take_back(row.indices)
         run.budget = hub.purses.reserve(run, cost)
         lease = Lease(row.lease_id, run.run_id, entry.entry_id, row.base_version, units, row.final, base_iteration=row.base_iteration)
-        now, pace = hub.clock.monotonic(), hub.giving.pace(run, entry, member, len(units))
+        now, pace = hub.clock.monotonic(), hub.lending.pace(run, entry, member, len(units))
         allowed_s = max(pace.deadline_s(), DEADLINE_FACTOR * pace.expected_s)
         record = LeaseRecord(lease, member, row.number, cost, now, pace, allowed_s)
         record.go(Trigger.LEASE)

@@ -57,7 +57,7 @@ class Taking:
         if trigger is Trigger.DISCARD and record.state in (LeaseState.SUBMITTED, LeaseState.ACCEPTED):
             record.go(Trigger.LOSE)  # without a valid report that counts, nothing is owed
         record.go(trigger)
-        self._hub.giving.returned(record)
+        self._hub.lending.returned(record)
         record.reason, record.report, record.change = reason, None, None
         run.budget = run.budget.release(record.reserved)
         lease, member = record.lease, record.member

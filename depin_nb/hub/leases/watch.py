@@ -76,7 +76,7 @@ class Watch:
         if silent is None:
             return
         member = silent.member
-        others = [m for m in self._hub.giving.members(run) if m is not member]
+        others = [m for m in self._hub.muster.members(run) if m is not member]
         if not any(m.free and m.parked is not None for m in others) and (
             entry.held == "solo" or all(m.free or m.silent(now) for m in others)
         ):
@@ -87,7 +87,7 @@ class Watch:
             run.say("silent", self._hub.clock.now(), f"{member.worker_id} is silent; the others go on without it.", worker=member.worker_id)
 
     def check_workers(self, run: Run, entry: Entry, now: float) -> None:
-        if entry.halt or self._hub.giving.members(run):
+        if entry.halt or self._hub.muster.members(run):
             run.without_workers_s = None
             return
         barred = [m for m in self._hub.members.values() if m.barred(run.run_id)]

@@ -36,7 +36,7 @@ from .streams import Say, Sender
 
 ANCHORS = "__depin_anchors__"
 SHOW = "__depin_show__"
-MAX_LEFT_BYTES = 56 << 20  # hub/worker_ops.py takes 64 MiB of a report, logs and all
+MAX_LEFT_BYTES = 56 << 20  # hub/reports.py takes 64 MiB of a report, logs and all
 STEP_S = 0.05
 
 

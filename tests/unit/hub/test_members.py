@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from depin_nb.hub.leases.giving import Giving
 from depin_nb.hub.leases.members import LANES_AT_ONCE, MAX_REJECTED, Members, Tally, drawn, member_of
+from depin_nb.hub.leases.muster import Muster
 
 from .fleet import LOCAL, FakeWorker, Kernel, first_state, hub_in
 
@@ -60,14 +60,14 @@ def test_a_member_that_joins_again_replaces_itself():
 def test_what_changes_who_may_work_is_noticed(tmp_path: Path):
     async def main():
         async with hub_in(tmp_path) as hub:
-            giving, members = hub.coordinator.giving, hub.coordinator.members
+            muster, members = hub.coordinator.muster, hub.coordinator.members
             a, b = FakeWorker(hub, "a").start(), FakeWorker(hub, "b").start()
             kernel = await Kernel.open(hub)
             await kernel.enter(hub.spec(LOCAL, 10), first_state())
             entered = hub.coordinator.runs[kernel.run_id]
 
             def able() -> list[str]:
-                return [m.worker_id for m in giving.members(entered)]
+                return [m.worker_id for m in muster.members(entered)]
 
             assert able() == ["a", "b"]
             for _ in range(MAX_REJECTED):
@@ -86,8 +86,8 @@ def test_what_changes_who_may_work_is_noticed(tmp_path: Path):
 
 def test_workers_are_listed_once_for_many_leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     found: list[str] = []
-    listed = Giving._found
-    monkeypatch.setattr(Giving, "_found", lambda self, run: found.append(run.run_id) or listed(self, run))
+    listed = Muster._found
+    monkeypatch.setattr(Muster, "_found", lambda self, run: found.append(run.run_id) or listed(self, run))
 
     async def main():
         async with hub_in(tmp_path) as hub:

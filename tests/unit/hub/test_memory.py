@@ -40,7 +40,7 @@ def test_a_lease_goes_only_where_it_fits_with_a_margin(tmp_path: Path):
             small, tight, large = joined(hub, "small", GB), joined(hub, "tight", 2 * GB), joined(hub, "large", 3 * GB)
             unsaid = joined(hub, "unsaid", None)
             kernel = await entered(hub, 2 * GB)
-            found = hub.coordinator.giving.members(hub.coordinator.runs[kernel.run_id])
+            found = hub.coordinator.muster.members(hub.coordinator.runs[kernel.run_id])
             assert [m.worker_id for m in found] == ["large", "unsaid"]
             assert set(kernel.ops.needs({}, 2 * GB)["small"]) == {"small", "tight"}
             assert "wait" in await small.ops.lease(small.address, 0)

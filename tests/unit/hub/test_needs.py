@@ -59,9 +59,9 @@ def test_no_lease_for_a_worker_that_lacks_a_package(tmp_path):
             run = (await kernel.run_start("a run"))["run_id"]
             spec = hub.spec(SYNC, total=4).to_dict()
             await kernel.entry_open(run, {**spec, "packages": {"tokenizers": "0.22"}}, first_state().to_bytes())
-            able = [m.worker_id for m in hub.coordinator.giving.members(hub.coordinator.runs[run])]
+            able = [m.worker_id for m in hub.coordinator.muster.members(hub.coordinator.runs[run])]
             await kernel.entry_open(run, spec, None)
-            return able, [m.worker_id for m in hub.coordinator.giving.members(hub.coordinator.runs[run])]
+            return able, [m.worker_id for m in hub.coordinator.muster.members(hub.coordinator.runs[run])]
 
     able, everybody = asyncio.run(scenario())
     assert able == ["full"]

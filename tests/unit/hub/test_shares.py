@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from depin_nb.core.amount import DPN, Amount, parse
 from depin_nb.core.errors import BudgetExhausted, UsageError
-from depin_nb.hub.leases.giving import KEPT_S
+from depin_nb.hub.leases.muster import KEPT_S
 from depin_nb.hub.leases.shares import FLOOR, Claim, Shares, claim_of, fractions, portions
 from depin_nb.metering import price
 

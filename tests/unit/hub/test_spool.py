@@ -174,13 +174,13 @@ def test_a_report_with_other_bits_is_refused_and_its_lease_given_again(tmp_path:
         Finer(hub, "a").start()
         kernel = await Kernel.open(hub)
         await kernel.enter(hub.spec(LOCAL, 6), first_state())
-        seen = hub.coordinator.workers._rejected
+        seen = hub.coordinator.workers._reports._rejected
 
         def rejected(run: Any, entry: Any, record: Any, error: CodecError) -> dict[str, Any]:
             hub.said.append(error.message)  # type: ignore[attr-defined]
             return seen(run, entry, record, error)
 
-        hub.coordinator.workers._rejected = rejected  # type: ignore[method-assign]
+        hub.coordinator.workers._reports._rejected = rejected  # type: ignore[method-assign]
         await kernel.loop(6)
         assert hub.said == ["a change of 32 bits where the strategy has 4"]  # type: ignore[attr-defined]
         await kernel.close()

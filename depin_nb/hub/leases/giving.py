@@ -145,18 +145,24 @@ class Giving:
         knows when they will be, a newcomer gets a round's worth."""
         if entry.spec.contiguous:
             return
-        now = self._hub.clock.monotonic()
-        out = [r for r in rnd.fresh if r.at(LeaseState.LEASED) and r.pace.known and r.begun_s is not None]
+        idle = self._muster.idle(run, self._hub.members.parked)
+        back = 0 if entry.closed or entry.spec.total is not None else 1
+        if not idle or entry.open_units <= back:
+            return
+        now, fresh = self._hub.clock.monotonic(), rnd.fresh
+        out = [r for r in fresh if r.at(LeaseState.LEASED) and r.pace.known and r.begun_s is not None]
         left_s = max(((r.begun_s or now) + r.pace.expected_s - now for r in out), default=0.0)
         least_s = max(PATIENCE_MIN_S, PATIENCE * max((r.pace.expected_s for r in out), default=0.0))
-        back = 0 if entry.closed or entry.spec.total is not None else 1
-        for member in [m for m in self._muster.members(run) if m.free and m.parked is not None]:
+        if 0 < left_s <= least_s:
+            return  # the next round is near
+        part_of_it = {r.member.address for r in fresh}
+        for member in idle:
             count = entry.spec.strategy.inner_steps
             if left_s > least_s:
                 pace = self._lending.pace(run, entry, member, 1)
                 count = min(count, int((left_s - (pace.overhead_s or 0.0)) * pace.rate))
-            elif left_s > 0 or any(r.member is member for r in rnd.fresh):
-                continue  # the next round is near, or for the others to make
+            elif member.address in part_of_it:
+                continue  # it is for the others to make
             count = min(count, entry.open_units - back)
             if count > 0 and not self._lending.contiguous(run, entry, rnd, member, count):
                 return
